@@ -1,0 +1,187 @@
+"""Loading, overriding and checking configuration; the settings that every job shares."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nfs.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all settings: unknown keys are errors, values are fixed after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply `key.path=value` overrides and validate.
+
+        Args:
+            path: YAML file; its top level is a mapping.
+            overrides: Items such as `optimizer.lr=0.002`; values are parsed as YAML.
+
+        Raises:
+            ConfigError: If the file is missing or unreadable, or a key or value is wrong.
+        """
+        return cls.from_tree(apply_overrides(read_yaml(path), overrides), source=str(path))
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], source: str = "<dict>") -> Self:
+        """Validate a nested mapping.
+
+        Raises:
+            ConfigError: One line per problem, naming `source`, the key and the bad value.
+        """
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            problems = [_describe(cls, item) for item in error.errors(include_url=False)]
+            raise ConfigError("\n".join(f"{source}: {p}" for p in problems)) from None
+
+    def tree(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_tree` of the result is equal to this object."""
+        return self.model_dump(mode="json")
+
+    def override(self, changes: Mapping[str, Any]) -> Self:
+        """Return a validated copy with dotted keys replaced, e.g. `{"optimizer.lr": 1e-3}`."""
+        tree = self.tree()
+        for key, value in changes.items():
+            set_dotted(tree, key, value)
+        return type(self).from_tree(tree, source="override")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: If the file is missing, is not YAML or is not a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{path}: no such configuration file{_nearby(file)}")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: the top level must be a mapping, got {type(tree).__name__}")
+    return tree
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `key.path=value` items to a tree in place and return it."""
+    for item in overrides:
+        key, separator, raw = item.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {item!r} must look like optimizer.lr=0.002")
+        try:
+            value = yaml.safe_load(raw) if raw else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {item!r}: value is not YAML: {error}") from None
+        set_dotted(tree, key, value)
+    return tree
+
+
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 - JSON border
+    """Set `a.b.c` in a nested dictionary, making parents as needed."""
+    *parents, leaf = key.split(".")
+    for name in parents:
+        child = tree.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {key!r}: {name!r} is a value, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, leaf value) pairs of a nested mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def tree_hash(tree: Mapping[str, Any]) -> str:
+    """Return 12 hex digits that identify the content of a JSON tree."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class LaunchConfig(Config):
+    """Where a job's work runs."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """`ray`: tasks and workers on a Ray cluster; `local`: this process (or torchrun), without Ray."""
+    num_workers: int = Field(1, ge=1)
+    """Training workers (ranks) or data actors."""
+    cpus_per_worker: float = Field(1, gt=0)
+    """Logical CPUs reserved by each worker."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs reserved by each worker; fractions share one GPU between data actors."""
+    max_failures: int = Field(2, ge=0)
+    """Restarts of a training run after a worker failure."""
+
+
+class TrackingConfig(Config):
+    """Where parameters, metrics and pictures go."""
+
+    kind: Literal["mlflow", "jsonl", "null"] = "mlflow"
+    """`jsonl` writes `metrics.jsonl` into the run directory; `null` records nothing."""
+    uri: str | None = None
+    """MLflow tracking URI; default `sqlite:///<storage>/mlflow.db`."""
+    experiment: str = "nfs"
+    """MLflow experiment name."""
+
+
+class JobConfig(Config):
+    """Settings that every job has."""
+
+    storage: str = "runs"
+    """Folder that holds one directory per run."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+    launch: LaunchConfig = LaunchConfig()
+    """Where the work runs."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where parameters, metrics and pictures go."""
+
+
+def _describe(cls: type[Config], item: Mapping[str, Any]) -> str:
+    location = ".".join(str(part) for part in item["loc"]) or "<root>"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(cls, item["loc"][:-1])
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
+        return f"unknown key {location!r}{hint}"
+    if item["type"] == "missing":
+        return f"{location}: required and not given; set it in the file or as {location}=VALUE"
+    return f"{location}: {item['msg']} (got {item['input']!r})"
+
+
+def _known_keys(cls: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    model: Any = cls
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _nearby(file: Path) -> str:
+    folder = file.parent
+    names = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+    return f"; {folder} has {', '.join(names)}" if names else ""
