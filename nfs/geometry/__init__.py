@@ -1,0 +1,1 @@
+"""Cameras, rays, rotations and volume rendering: pure tensor maths."""
