@@ -1,0 +1,137 @@
+"""Files below one root on any pyarrow filesystem, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from nfs.errors import ArtifactError, InputError
+
+
+class Store:
+    """A directory on local disk, NFS or an object store.
+
+    Relative paths use `/`. A write is complete when it returns: local files are written under a
+    temporary name, synced and renamed; on object stores a single PUT is atomic already.
+
+    Args:
+        uri: Local path or a URI that pyarrow understands (`s3://bucket/folder`).
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]):
+        text = os.fspath(uri)
+        self.uri = text
+        if "://" in text:
+            self._fs, self._root = fs.FileSystem.from_uri(text)
+        else:
+            self._fs, self._root = fs.LocalFileSystem(), str(Path(text).absolute())
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def exists(self, path: str) -> bool:
+        """Return whether a file (not a directory) exists."""
+        return bool(self._fs.get_file_info(self._path(path)).type == fs.FileType.File)
+
+    def size_bytes(self, path: str) -> int:
+        """Return the size of a file; 0 when absent."""
+        return int(self._fs.get_file_info(self._path(path)).size or 0)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            ArtifactError: If the file is missing.
+        """
+        try:
+            with self._fs.open_input_file(self._path(path)) as stream:
+                return cast(bytes, stream.read())
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.uri}: {path} is missing") from None
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a file atomically.
+
+        Raises:
+            InputError: If the place cannot be written (permissions, full disk).
+        """
+        target = self._path(path)
+        try:
+            if self._local:
+                _write_local(Path(target), data)
+            else:
+                with self._fs.open_output_stream(target) as stream:
+                    stream.write(data)
+        except OSError as error:
+            raise InputError(
+                f"{target}: cannot be written ({error.strerror or error}); "
+                "choose another `storage` or make room"
+            ) from error
+
+    def write_table(self, path: str, table: pa.Table, row_group_size: int = 32) -> None:
+        """Write one parquet file atomically."""
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, row_group_size=row_group_size, compression="zstd")
+        self.write_bytes(path, buffer.getvalue().to_pybytes())
+
+    @contextmanager
+    def open_parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+        """Open a parquet file for reading by row group."""
+        if not self.exists(path):
+            raise ArtifactError(f"{self.uri}: {path} is missing")
+        with (
+            self._fs.open_input_file(self._path(path)) as stream,
+            pq.ParquetFile(stream) as parquet,
+        ):
+            yield parquet
+
+    def list(self, folder: str = "", *, recursive: bool = False) -> list[str]:
+        """Return sorted relative paths of the files in a folder; empty when it is absent."""
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
+        skip = len(self._root.rstrip("/")) + 1
+        infos = self._fs.get_file_info(selector)
+        names = [i.path[skip:] for i in infos if i.type == fs.FileType.File]
+        return sorted(n for n in names if not n.rsplit("/", 1)[-1].startswith("."))
+
+    def delete(self, path: str) -> None:
+        """Delete a file inside this store; absent is fine."""
+        if self.exists(path):
+            self._fs.delete_file(self._path(path))
+
+    def local_path(self, path: str = "") -> Path:
+        """Return the path on local disk.
+
+        Raises:
+            InputError: If the store is remote.
+        """
+        if not self._local:
+            raise InputError(f"{self.uri}: this step needs a local or mounted path")
+        return Path(self._path(path))
+
+    def _path(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leaves the store {self.uri!r}")
+        return f"{self._root}/{path}" if path else self._root
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A unique name: a late twin of a killed worker cannot corrupt the file.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

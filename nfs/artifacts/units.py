@@ -1,0 +1,187 @@
+"""Resumable stages: one unit of work, one set of atomic files, whatever happens in between.
+
+Below the artifact directory:
+  <table>/<key>.parquet     output of a unit; the primary table's file is written last = committed
+  inflight/<key>.json       written before the work, so that a crash of the process is counted
+  failed/<key>.json         exceptions so far; removed when the unit is committed
+
+A unit ends in exactly one committed file: its result, or the row that says why there is none. The
+stage imports no Ray, so the same code runs as an actor and as a plain loop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from nfs.artifacts.store import Store
+from nfs.errors import ClipError, InputError
+
+logger = logging.getLogger(__name__)
+
+MAX_ERRORS = 2
+MAX_DEATHS = 3
+
+Item = Mapping[str, Any]
+
+
+class UnitWork(Protocol):
+    """What a stage does to one unit. Built once per worker, called many times."""
+
+    primary: str
+    """Table whose file commits the unit."""
+
+    def __call__(self, item: Item) -> dict[str, pa.Table]:
+        """Return the tables of one unit (`item` has `key`, `path` and plain extras).
+
+        Raises:
+            ClipError: If the unit itself is bad; recorded at once.
+        """
+        ...
+
+    def failure(self, item: Item, status: str, error: str) -> dict[str, pa.Table]:
+        """Return the tables of a unit that is given up: at least the primary table's row."""
+        ...
+
+
+@dataclass
+class UnitReport:
+    """Outcome of a stage: keys by fate."""
+
+    ok: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    retry: list[str] = field(default_factory=list)
+
+    def add(self, result: Mapping[str, Any]) -> None:
+        """Count one result of `UnitStage.run_one`."""
+        key, status = result["key"], result["status"]
+        if status == "ok":
+            self.ok.append(key)
+        elif status == "skipped":
+            self.skipped.append(key)
+        elif status == "retry":
+            self.retry.append(key)
+        else:
+            self.failed[key] = result["error"]
+
+
+class UnitStage:
+    """Runs units one by one and never raises for a bad one.
+
+    Args:
+        uri: Artifact directory.
+        make_work: Picklable factory of the work; called in the worker's process.
+    """
+
+    def __init__(self, uri: str, make_work: Callable[[], UnitWork]):
+        self.store = Store(uri)
+        self.work = make_work()
+
+    def run_one(self, item: Item) -> dict[str, Any]:
+        """Process one unit and return `{key, status, seconds, error}`.
+
+        `status` is `ok`, `skipped` (was committed before), `failed` (committed as given up) or
+        `retry` (an exception; a later pass tries again).
+        """
+        start, key = time.monotonic(), item["key"]
+        status, error = self._attempt(item)
+        return {"key": key, "status": status, "seconds": time.monotonic() - start, "error": error}
+
+    def _attempt(self, item: Item) -> tuple[str, str]:
+        key, work = item["key"], self.work
+        if is_committed(self.store, work.primary, key):
+            return "skipped", ""
+        deaths = _read_count(self.store, _inflight(key))
+        if deaths >= MAX_DEATHS:
+            return self._give_up(item, "worker_died", f"its worker process died {deaths} times")
+        _write_count(self.store, _inflight(key), deaths + 1, str(item.get("path", "")))
+        try:
+            self._commit(key, work(item))
+        except ClipError as error:
+            return self._give_up(item, error.status, str(error))
+        except InputError:
+            raise  # the store or the settings are wrong, not the unit
+        except Exception as error:  # noqa: BLE001 - one bad unit must not stop the job
+            return self._record_error(item, error)
+        return "ok", ""
+
+    def _record_error(self, item: Item, error: Exception) -> tuple[str, str]:
+        key, text = item["key"], f"{type(error).__name__}: {error}"
+        logger.warning("%s: %s", item.get("path", key), "".join(traceback.format_exception(error)))
+        count = _read_count(self.store, _failed(key)) + 1
+        if count >= MAX_ERRORS:
+            return self._give_up(item, "error", text)
+        _write_count(self.store, _failed(key), count, text)
+        self.store.delete(_inflight(key))
+        return "retry", text
+
+    def _give_up(self, item: Item, status: str, error: str) -> tuple[str, str]:
+        self._commit(item["key"], self.work.failure(item, status, error))
+        return "failed", f"{status}: {error}"
+
+    def _commit(self, key: str, tables: Mapping[str, pa.Table]) -> None:
+        primary = self.work.primary
+        for name in sorted(tables, key=lambda n: n == primary):
+            self.store.write_table(f"{name}/{key}.parquet", tables[name])
+        self.store.delete(_inflight(key))
+        self.store.delete(_failed(key))
+
+
+def is_committed(store: Store, primary: str, key: str) -> bool:
+    """Return whether a unit has its final file."""
+    return store.exists(f"{primary}/{key}.parquet")
+
+
+def pending(items: Iterable[Item], uri: str, primary: str) -> list[Item]:
+    """Return the items that are not committed yet."""
+    done = set(Store(uri).list(primary))
+    return [item for item in items if f"{primary}/{item['key']}.parquet" not in done]
+
+
+def run_units_here(
+    items: Iterable[Item],
+    make_work: Callable[[], UnitWork],
+    uri: str,
+    on_done: Callable[[Mapping[str, Any]], None],
+) -> UnitReport:
+    """Run a stage as a plain loop in this process (tests, `launch.kind=local`)."""
+    stage, report = UnitStage(uri, make_work), UnitReport()
+    todo = list(items)
+    for _ in range(MAX_ERRORS):
+        report.retry = []
+        again = []
+        for item in todo:
+            result = stage.run_one(item)
+            report.add(result)
+            if result["status"] == "retry":
+                again.append(item)
+            else:
+                on_done(result)
+        todo = again
+        if not todo:
+            break
+    return report
+
+
+def _inflight(key: str) -> str:
+    return f"inflight/{key}.json"
+
+
+def _failed(key: str) -> str:
+    return f"failed/{key}.json"
+
+
+def _read_count(store: Store, path: str) -> int:
+    return int(json.loads(store.read_bytes(path))["count"]) if store.exists(path) else 0
+
+
+def _write_count(store: Store, path: str, count: int, note: str) -> None:
+    store.write_bytes(path, json.dumps({"count": count, "note": note}).encode())
