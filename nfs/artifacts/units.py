@@ -15,6 +15,7 @@ import json
 import logging
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,7 +28,10 @@ from nfs.errors import ClipError, InputError
 logger = logging.getLogger(__name__)
 
 MAX_ERRORS = 2
+# Deaths of the worker on one unit: within one session of the job, and over all sessions (a killed
+# job leaves marks on innocent units, so only many of those count).
 MAX_DEATHS = 3
+MAX_DEATHS_EVER = 10
 
 Item = Mapping[str, Any]
 
@@ -79,11 +83,13 @@ class UnitStage:
     Args:
         uri: Artifact directory.
         make_work: Picklable factory of the work; called in the worker's process.
+        session: Names this launch of the job; shared by all its workers.
     """
 
-    def __init__(self, uri: str, make_work: Callable[[], UnitWork]):
+    def __init__(self, uri: str, make_work: Callable[[], UnitWork], session: str):
         self.store = Store(uri)
         self.work = make_work()
+        self.session = session
 
     def run_one(self, item: Item) -> dict[str, Any]:
         """Process one unit and return `{key, status, seconds, error}`.
@@ -99,10 +105,11 @@ class UnitStage:
         key, work = item["key"], self.work
         if is_committed(self.store, work.primary, key):
             return "skipped", ""
-        deaths = _read_count(self.store, _inflight(key))
-        if deaths >= MAX_DEATHS:
-            return self._give_up(item, "worker_died", f"its worker process died {deaths} times")
-        _write_count(self.store, _inflight(key), deaths + 1, str(item.get("path", "")))
+        mark = _read_mark(self.store, _inflight(key))
+        ever, here = mark.get("ever", 0), mark.get(self.session, 0)
+        if here >= MAX_DEATHS or ever >= MAX_DEATHS_EVER:
+            return self._give_up(item, "worker_died", f"its worker process died {ever} times")
+        _write_mark(self.store, _inflight(key), {"ever": ever + 1, self.session: here + 1})
         try:
             self._commit(key, work(item))
         except ClipError as error:
@@ -116,10 +123,10 @@ class UnitStage:
     def _record_error(self, item: Item, error: Exception) -> tuple[str, str]:
         key, text = item["key"], f"{type(error).__name__}: {error}"
         logger.warning("%s: %s", item.get("path", key), "".join(traceback.format_exception(error)))
-        count = _read_count(self.store, _failed(key)) + 1
+        count = _read_mark(self.store, _failed(key)).get("count", 0) + 1
         if count >= MAX_ERRORS:
             return self._give_up(item, "error", text)
-        _write_count(self.store, _failed(key), count, text)
+        _write_mark(self.store, _failed(key), {"count": count})
         self.store.delete(_inflight(key))
         return "retry", text
 
@@ -153,7 +160,7 @@ def run_units_here(
     on_done: Callable[[Mapping[str, Any]], None],
 ) -> UnitReport:
     """Run a stage as a plain loop in this process (tests, `launch.kind=local`)."""
-    stage, report = UnitStage(uri, make_work), UnitReport()
+    stage, report = UnitStage(uri, make_work, session=uuid.uuid4().hex), UnitReport()
     todo = list(items)
     for _ in range(MAX_ERRORS):
         report.retry = []
@@ -179,9 +186,9 @@ def _failed(key: str) -> str:
     return f"failed/{key}.json"
 
 
-def _read_count(store: Store, path: str) -> int:
-    return int(json.loads(store.read_bytes(path))["count"]) if store.exists(path) else 0
+def _read_mark(store: Store, path: str) -> dict[str, int]:
+    return dict(json.loads(store.read_bytes(path))) if store.exists(path) else {}
 
 
-def _write_count(store: Store, path: str, count: int, note: str) -> None:
-    store.write_bytes(path, json.dumps({"count": count, "note": note}).encode())
+def _write_mark(store: Store, path: str, mark: Mapping[str, int]) -> None:
+    store.write_bytes(path, json.dumps(mark).encode())
