@@ -1,0 +1,1 @@
+"""Checks against recorded outputs of the original projects."""
