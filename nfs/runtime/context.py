@@ -1,0 +1,55 @@
+"""What a training worker knows about the world. The loop is written against this alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from nfs.tracking.protocol import Tracker
+
+
+class WorkerContext(Protocol):
+    """One rank of a training run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    directory: Path
+    """Directory of the run, the same for all ranks."""
+    tracker: Tracker
+    """Records the run on rank 0, nothing elsewhere."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device; synchronise its gradients when there are several ranks."""
+        ...
+
+    def mean(self, values: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
+        """Return the mean over ranks of each value. Collective: same keys on every rank."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        ...
+
+    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        """Commit a state atomically. Collective; rank 0's `write` fills the directory."""
+        ...
+
+    def latest(self) -> Path | None:
+        """Return the directory of the last committed state, or None."""
+        ...
+
+    def report(self, metrics: Mapping[str, float]) -> bool:
+        """Tell a supervisor (a search) about an evaluation; False asks the run to stop."""
+        ...
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside a DDP wrapper, or the module itself."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.module
+    return module

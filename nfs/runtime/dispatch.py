@@ -1,0 +1,89 @@
+"""Sending work to this process or to Ray, by `launch.kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nfs.artifacts.units import Item, UnitReport, UnitWork, pending, run_units_here
+from nfs.config.base import LaunchConfig
+from nfs.runtime.context import WorkerContext
+from nfs.tracking.protocol import Tracker
+
+Worker = Callable[[dict[str, Any], WorkerContext], dict[str, Any]]
+
+
+def run_units(
+    items: Iterable[Item],
+    make_work: Callable[[], UnitWork],
+    uri: str,
+    launch: LaunchConfig,
+    on_done: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    *,
+    primary: str,
+) -> UnitReport:
+    """Run a per-unit stage; what is committed already is skipped, a bad unit never raises.
+
+    Args:
+        items: Units: mappings with `key`, `path` and plain JSON extras.
+        make_work: Picklable factory, e.g. `functools.partial(ImportableClass, ...)`.
+        uri: Artifact directory.
+        launch: Here, or as Ray Data tasks on `num_workers` actors.
+        on_done: Called in the driver after each unit with `{key, status, seconds, error}`.
+        primary: Table whose file commits a unit.
+    """
+    everything = list(items)
+    todo = pending(everything, uri, primary)
+    report = UnitReport(skipped=[])
+    left = {item["key"] for item in todo}
+    for item in everything:
+        if item["key"] not in left:
+            report.skipped.append(item["key"])
+            on_done({"key": item["key"], "status": "skipped", "seconds": 0.0, "error": ""})
+    if not todo:
+        return report
+    if launch.kind == "local":
+        ran = run_units_here(todo, make_work, uri, on_done)
+    else:
+        from nfs.runtime.ray_backend import run_units_on_ray
+
+        ran = run_units_on_ray(todo, make_work, uri, launch, on_done)
+    ran.skipped += report.skipped
+    return ran
+
+
+def run_training(
+    worker: Worker,
+    tree: dict[str, Any],
+    launch: LaunchConfig,
+    directory: Path,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Run a training worker on every rank and return rank 0's final metrics.
+
+    Args:
+        worker: Importable function `(tree, context) -> metrics`.
+        tree: Configuration as plain JSON values; the worker validates it.
+        launch: Here (or under torchrun), or on Ray Train workers.
+        directory: Directory of the run, reachable from every worker.
+        tracker: The run's tracker.
+    """
+    if launch.kind == "local":
+        from nfs.runtime.local import LocalContext
+
+        return worker(tree, LocalContext(directory, tracker))
+    from nfs.runtime.ray_backend import run_training_on_ray
+
+    return run_training_on_ray(worker, tree, launch, directory, tracker)
+
+
+def run_function(
+    function: Callable[..., Any], arguments: Sequence[Any], launch: LaunchConfig
+) -> Any:  # noqa: ANN401 - returns whatever the function returns
+    """Call an importable function here, or as one Ray task with one worker's resources."""
+    if launch.kind == "local":
+        return function(*arguments)
+    from nfs.runtime.ray_backend import run_function_on_ray
+
+    return run_function_on_ray(function, arguments, launch)

@@ -1,0 +1,83 @@
+"""Training in this process (or under torchrun), with states that persist. No Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nfs.runtime.collectives import init_from_environment, mean_over_ranks, pick_device, wrap_ddp
+from nfs.tracking.null import NullTracker
+from nfs.tracking.protocol import Tracker
+
+KEEP_STATES = 2
+
+
+class LocalContext:
+    """One rank without Ray; states live in `<directory>/states/<number>/`.
+
+    Args:
+        directory: Directory of the run.
+        tracker: Records the run on rank 0.
+        on_report: Called with the metrics of each evaluation; False stops the run.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        tracker: Tracker,
+        on_report: Callable[[Mapping[str, float]], bool] | None = None,
+    ):
+        self.rank, self.world_size = init_from_environment()
+        self.device = pick_device()
+        self.directory = directory
+        self.tracker: Tracker = tracker if self.rank == 0 else NullTracker()
+        self._on_report = on_report
+        self._states = directory / "states"
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device; synchronise gradients when there are several ranks."""
+        return wrap_ddp(module, self.device, self.world_size)
+
+    def mean(self, values: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
+        """Return the mean over ranks of each value."""
+        return mean_over_ranks(values, self.device, self.world_size)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        """Write a state under a temporary name, rename it, keep the newest few."""
+        if self.rank == 0:
+            number = self._numbers()[-1] + 1 if self._numbers() else 0
+            temporary = self._states / f".{uuid.uuid4().hex}.tmp"
+            temporary.mkdir(parents=True)
+            write(temporary)
+            (temporary / "metrics.json").write_text(json.dumps(dict(metrics)), encoding="utf-8")
+            temporary.rename(self._states / f"{number:06d}")
+            for old in self._numbers()[:-KEEP_STATES]:
+                shutil.rmtree(self._states / f"{old:06d}")
+        self.barrier()
+
+    def latest(self) -> Path | None:
+        """Return the newest committed state."""
+        numbers = self._numbers()
+        return self._states / f"{numbers[-1]:06d}" if numbers else None
+
+    def report(self, metrics: Mapping[str, float]) -> bool:
+        """Pass an evaluation on to the supervisor, if any."""
+        return True if self._on_report is None else self._on_report(metrics)
+
+    def _numbers(self) -> list[int]:
+        if not self._states.is_dir():
+            return []
+        return sorted(int(p.name) for p in self._states.iterdir() if p.name.isdigit())

@@ -1,0 +1,6 @@
+"""THE dataset training loop and what belongs to it."""
+
+from nfs.training.loop import LoopSettings, train
+from nfs.training.task import Evaluation, MapDataset, TrainTask
+
+__all__ = ["Evaluation", "LoopSettings", "MapDataset", "TrainTask", "train"]

@@ -1,0 +1,171 @@
+"""THE dataset training loop. Every trained network of nfs goes through `train`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nfs.errors import ConfigError
+from nfs.runtime.context import WorkerContext
+from nfs.runtime.seeding import derive_seed, seed_everything
+from nfs.training.sampler import SeekableSampler
+from nfs.training.state import TrainState, load_state, save_state
+from nfs.training.task import MapDataset, TrainTask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Clock settings; all counts are global samples.
+
+    Attributes:
+        total_samples: The run ends when this many samples have been seen.
+        batch_size: Global batch; a multiple of the world size.
+        log_every: Metrics are reduced and recorded at this interval.
+        checkpoint_every: A resumable state is committed at this interval.
+        evaluate_every: Evaluation interval; the end of the run is always evaluated.
+        seed: Seed of data order, augmentation and everything random in a step.
+    """
+
+    total_samples: int
+    batch_size: int
+    log_every: int
+    checkpoint_every: int
+    evaluate_every: int
+    seed: int = 0
+
+
+def train(
+    task: TrainTask, dataset: MapDataset, settings: LoopSettings, context: WorkerContext
+) -> dict[str, float]:
+    """Train to `total_samples`, continuing from the last committed state if there is one.
+
+    Returns:
+        The metrics of the last evaluation plus `train/samples_seen`.
+
+    Raises:
+        ConfigError: If the batch cannot be shared by the ranks.
+        NonFiniteError: From the task, before an optimiser step.
+    """
+    _check(settings, context)
+    task.setup(context)
+    samples_seen, history = _restore(task, context)
+    batches = _batches(dataset, settings, context, samples_seen)
+    meter = _Meter()
+    while samples_seen < settings.total_samples:
+        batch = next(batches)
+        seed_everything("step", settings.seed, context.rank, samples_seen)
+        metrics = task.train_step(batch, samples_seen)
+        before, samples_seen = samples_seen, samples_seen + settings.batch_size
+        meter.add(metrics)
+        done = samples_seen >= settings.total_samples
+
+        def crossed(every: int, before: int = before, now: int = samples_seen) -> bool:
+            return before // every != now // every
+
+        if crossed(settings.log_every) or done:
+            context.tracker.log_metrics(
+                context.mean(meter.take(settings.batch_size)), samples_seen
+            )
+        go_on = True
+        if crossed(settings.evaluate_every) or done:
+            history = _evaluate(task, context, settings.seed, samples_seen)
+            go_on = context.report({**history, "train/samples_seen": samples_seen})
+        if crossed(settings.checkpoint_every) or done or not go_on:
+            context.tracker.flush()
+            state = TrainState(samples_seen, task.state_dict(), history)
+            context.save(lambda d, s=state: save_state(d, s), {"samples_seen": samples_seen})
+        if not go_on:
+            break
+    if context.rank == 0:
+        task.export(context.directory / "checkpoint")
+    context.barrier()
+    return {**history, "train/samples_seen": float(samples_seen)}
+
+
+class _Meter:
+    """Sums of the metrics since the last record, and the time they took."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def add(self, metrics: dict[str, torch.Tensor]) -> None:
+        for name, value in metrics.items():
+            total, count = self._sums.get(name, (torch.zeros(()), 0))
+            self._sums[name] = (total + value.detach().float().cpu(), count + 1)
+        self._steps += 1
+
+    def take(self, batch_size: int) -> dict[str, float | torch.Tensor]:
+        seconds = (time.monotonic() - self._start) / max(1, self._steps)
+        means: dict[str, float | torch.Tensor] = {n: t / c for n, (t, c) in self._sums.items()}
+        means["time/step_s"] = seconds
+        means["time/samples_per_s"] = batch_size / max(seconds, 1e-9)
+        self._reset()
+        return means
+
+    def _reset(self) -> None:
+        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
+        self._steps, self._start = 0, time.monotonic()
+
+
+def _check(settings: LoopSettings, context: WorkerContext) -> None:
+    if settings.batch_size % context.world_size:
+        raise ConfigError(
+            f"batch_size={settings.batch_size} is not divisible by "
+            f"launch.num_workers={context.world_size}; choose a multiple"
+        )
+
+
+def _restore(task: TrainTask, context: WorkerContext) -> tuple[int, dict[str, float]]:
+    latest = context.latest()
+    if latest is None:
+        return 0, {}
+    state = load_state(latest)
+    task.load_state_dict(state.task)
+    logger.info("continuing at samples_seen=%d", state.samples_seen)
+    return state.samples_seen, state.history
+
+
+def _batches(
+    dataset: MapDataset, settings: LoopSettings, context: WorkerContext, samples_seen: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    sampler = SeekableSampler(len(dataset), settings.seed)
+    while True:
+        positions = sampler.rank_positions(
+            samples_seen,
+            batch_size=settings.batch_size,
+            rank=context.rank,
+            world_size=context.world_size,
+        )
+        items = [_item(dataset, sampler, settings.seed, p) for p in positions]
+        stacked = {k: np.stack([item[k] for item in items]) for k in items[0]}
+        yield {k: torch.from_numpy(v).to(context.device) for k, v in stacked.items()}
+        samples_seen += settings.batch_size
+
+
+def _item(
+    dataset: MapDataset, sampler: SeekableSampler, seed: int, position: int
+) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(derive_seed("item", seed, position))
+    return dataset.get(sampler.item_at(position), rng)
+
+
+def _evaluate(
+    task: TrainTask, context: WorkerContext, seed: int, samples_seen: int
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    if context.rank == 0:
+        seed_everything("evaluate", seed)
+        evaluation = task.evaluate(samples_seen)
+        metrics = evaluation.metrics
+        context.tracker.log_metrics(metrics, samples_seen)
+        for name, image in evaluation.images.items():
+            context.tracker.log_image(name, image, samples_seen)
+    context.barrier()
+    return metrics

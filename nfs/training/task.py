@@ -1,0 +1,71 @@
+"""What a model family implements to be trained by the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from nfs.runtime.context import WorkerContext
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of an evaluation: metrics by `area/name_unit`, pictures uint8 `[H, W, 3]`."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class MapDataset(Protocol):
+    """Random access to training items."""
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        ...
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return item `index`; augmentation and other choices draw from `rng` only."""
+        ...
+
+
+class TrainTask(Protocol):
+    """A family's networks, losses and optimisers."""
+
+    def setup(self, context: WorkerContext) -> None:
+        """Build networks on `context.device`, wrap them, make optimisers."""
+        ...
+
+    def train_step(
+        self, batch: dict[str, torch.Tensor], samples_seen: int
+    ) -> dict[str, torch.Tensor]:
+        """Make one optimisation step on this rank's part of the batch.
+
+        torch's global random state is a function of (seed, rank, samples_seen) on entry.
+
+        Returns:
+            Detached scalars by metric key, the same keys on every rank.
+
+        Raises:
+            NonFiniteError: Before the optimiser step, naming the term.
+        """
+        ...
+
+    def evaluate(self, samples_seen: int) -> Evaluation:
+        """Measure and draw; called on rank 0 only, without collectives."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly: tensors, numbers, strings, containers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+    def export(self, directory: Path) -> None:
+        """Write the trained model (`nfs.training.checkpoint.write_checkpoint`)."""
+        ...
