@@ -70,9 +70,7 @@ def train(
             return before // every != now // every
 
         if crossed(settings.log_every) or done:
-            context.tracker.log_metrics(
-                context.mean(meter.take(settings.batch_size)), samples_seen
-            )
+            context.tracker.log_metrics(context.mean(meter.take(settings.batch_size)), samples_seen)
         go_on = True
         if crossed(settings.evaluate_every) or done:
             history = _evaluate(task, context, settings.seed, samples_seen)
@@ -119,6 +117,12 @@ def _check(settings: LoopSettings, context: WorkerContext) -> None:
         raise ConfigError(
             f"batch_size={settings.batch_size} is not divisible by "
             f"launch.num_workers={context.world_size}; choose a multiple"
+        )
+    if settings.checkpoint_every % settings.log_every:
+        # Otherwise a mean would span a restart and differ from the uninterrupted run's.
+        raise ConfigError(
+            f"checkpoint_every={settings.checkpoint_every} is not a multiple of "
+            f"log_every={settings.log_every}"
         )
 
 

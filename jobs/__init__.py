@@ -1,0 +1,1 @@
+"""Entry points: `python -m jobs.<job> CONFIG.yaml [key.path=value ...]`."""

@@ -1,0 +1,335 @@
+"""What every job does around its work: arguments, run directory, tracking, result, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfs.config.base import Config, JobConfig, flatten, read_yaml, tree_hash
+from nfs.errors import ConfigError, InputError, NfsError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from nfs.tracking import Tracker
+
+logger = logging.getLogger("nfs.jobs")
+
+RUN_FILE, RESULT_FILE, CONFIG_FILE = "run.json", "result.json", "config.yaml"
+# Settings that do not change what a run computes; two commands that differ here are the same run.
+NOT_IDENTITY = ("storage", "launch", "tracking")
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """One run of one job, as the job's `run` function sees it.
+
+    Attributes:
+        job: Job name.
+        name: Run name, the directory's name.
+        directory: Absolute directory of the run.
+        tracker: Records the run.
+        config_hash: Identifies the settings that determine the result.
+        resumed: Whether the run existed before.
+    """
+
+    job: str
+    name: str
+    directory: Path
+    tracker: Tracker
+    config_hash: str
+    resumed: bool = False
+    quiet: bool = field(default=False, repr=False)
+
+    def output(self, name: str) -> str:
+        """Return the path of an artifact that this run writes."""
+        return str(self.directory / name)
+
+    @contextmanager
+    def progress(self, total: int, unit: str = "clips") -> Iterator[tqdm[Any]]:
+        """Show a progress bar on standard error."""
+        from tqdm import tqdm
+
+        with tqdm(
+            total=total,
+            unit=unit,
+            desc=self.job,
+            disable=self.quiet,
+            file=sys.stderr,
+            mininterval=0.5,
+        ) as bar:
+            yield bar
+
+
+def job_main(job: str, schema: str, argv: Sequence[str] | None = None) -> None:
+    """Run a job from the command line and exit with its code.
+
+    Args:
+        job: Job name (`preprocess`), or a module name (`tuning.pti`).
+        schema: `module:Class` of its configuration.
+        argv: Arguments; default `sys.argv[1:]`.
+    """
+    sys.exit(run_command(job, schema, sys.argv[1:] if argv is None else argv))
+
+
+def run_command(job: str, schema: str, argv: Sequence[str]) -> int:
+    """Run a job and return its exit code: 0 done, 2 bad input or configuration, 1 failure."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        arguments = _parse(job, argv)
+        config = load_job_config(schema, arguments)
+        if arguments.dry_run:
+            sys.stdout.write(config_text(config))
+            return 0
+        result = launch(job, config, run_name=arguments.run_name or arguments.resume)
+    except NfsError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to continue\n")
+        return 1
+    _print_result(result)
+    return 0
+
+
+def load_job_config(schema: str, arguments: argparse.Namespace) -> JobConfig:
+    """Load and validate the configuration that the arguments name.
+
+    With `--resume RUN` and no file, the configuration saved in that run is used.
+    """
+    cls = _load_schema(schema)
+    if arguments.config is not None:
+        return cls.load(arguments.config, arguments.overrides)
+    if arguments.resume is None:
+        raise ConfigError("give a configuration file, e.g. jobs/configs/<job>/smoke.yaml")
+    storage = "runs"
+    for item in arguments.overrides:
+        key, _, value = item.partition("=")
+        storage = value if key == "storage" else storage
+    return cls.load(Path(storage) / arguments.resume / CONFIG_FILE, arguments.overrides)
+
+
+def launch(
+    job: str,
+    config: JobConfig,
+    *,
+    run_name: str | None = None,
+    directory: Path | None = None,
+    parent_run_id: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run a job in this process and return its result.
+
+    The same settings and name find the same run directory, so the same call continues an
+    interrupted run and repeats nothing of a finished one.
+
+    Args:
+        job: Job name.
+        config: Its validated configuration.
+        run_name: Name of the run; default `<job>-<hash of the settings>`.
+        directory: Run directory, if not `<storage>/<run_name>` (stages of a pipeline).
+        parent_run_id: Tracking run under which this one is nested.
+        quiet: No progress bar.
+
+    Raises:
+        InputError: If the run directory cannot be written or belongs to other settings.
+    """
+    module = importlib.import_module(job if "." in job else f"jobs.{job}")
+    short = job.replace(".", "-")
+    identity = {k: v for k, v in config.tree().items() if k not in NOT_IDENTITY}
+    digest = tree_hash({"job": job, **identity})
+    name = run_name or f"{short}-{digest}"
+    place = (directory or Path(config.storage) / name).absolute()
+    with _run_lock(place):
+        record = _open_record(place, job, digest, identity)
+        _write_atomic(place / CONFIG_FILE, config_text(config))
+        tracker = _open_tracker(config, place, name, record, parent_run_id)
+        tracker.log_params({k: v for k, v in flatten(config.tree()) if v is not None})
+        tracker.set_tags({"nfs.job": job, "nfs.directory": str(place), "nfs.config_hash": digest})
+        run = JobRun(short, name, place, tracker, digest, record["resumed"], quiet)
+        return _run_tracked(module, config, run)
+
+
+def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:  # noqa: ANN401
+    start = time.monotonic()
+    status = "FAILED"
+    try:
+        outcome = module.run(config, run)
+        seconds = time.monotonic() - start
+        artifacts = dict(outcome.get("artifacts", {}))
+        run.tracker.log_metrics({"time/job_s": seconds}, step=0)
+        run.tracker.link(inputs=_inputs(config), outputs=list(artifacts.values()))
+        run.tracker.log_file(run.directory / CONFIG_FILE)
+        result = {
+            "job": run.job,
+            "run": run.name,
+            "directory": str(run.directory),
+            "metrics": dict(outcome.get("metrics", {})),
+            "artifacts": artifacts,
+            "seconds": round(seconds, 3),
+            "mlflow_run_id": run.tracker.run_id if config.tracking.kind == "mlflow" else None,
+            "tracking_uri": _tracking_uri(config),
+        }
+        _write_atomic(run.directory / RESULT_FILE, json.dumps(result, indent=1))
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        with suppress(Exception):  # the job's own error is the one to show
+            run.tracker.finish(status)
+
+
+def config_text(config: Config) -> str:
+    """Return a configuration as YAML that loads to an equal one."""
+    import yaml
+
+    return str(yaml.safe_dump(config.tree(), sort_keys=False))
+
+
+def _parse(job: str, argv: Sequence[str]) -> argparse.Namespace:
+    module = job if "." in job else f"jobs.{job}"
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description="Exit code: 0 done, 2 bad input or configuration, 1 failure. "
+        "The same command again continues where it stopped.",
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="configuration file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changed settings")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
+    parser.add_argument("--run-name", help="name of the run and of its directory")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run of this name")
+    try:
+        arguments = parser.parse_intermixed_args(list(argv))
+    except SystemExit as stop:
+        raise SystemExit(stop.code) from None
+    if arguments.config is not None and "=" in arguments.config:
+        arguments.overrides.insert(0, arguments.config)
+        arguments.config = None
+    return arguments
+
+
+def _load_schema(schema: str) -> type[JobConfig]:
+    module, _, name = schema.partition(":")
+    cls: type[JobConfig] = getattr(importlib.import_module(module), name)
+    return cls
+
+
+@contextmanager
+def _run_lock(place: Path) -> Iterator[None]:
+    """Make the run directory and hold it, so that two drivers never write one run."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        stream = (place / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"{place}: cannot be written ({error.strerror}); choose another `storage`"
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{place}: another process is running this run; wait for it or give --run-name"
+            ) from error
+        yield
+
+
+def _open_record(place: Path, job: str, digest: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    file = place / RUN_FILE
+    if not file.exists():
+        record = {"job": job, "config_hash": digest, "tracking_run_id": None}
+        _write_atomic(file, json.dumps(record))
+        return {**record, "resumed": False}
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["config_hash"] != digest:
+        changed = _differences(place, identity)
+        raise InputError(
+            f"{place}: belongs to a run with other settings ({changed}); "
+            "give another --run-name, or the old settings to continue it"
+        )
+    return {**record, "resumed": True}
+
+
+def _differences(place: Path, identity: Mapping[str, Any]) -> str:
+    old = {k: v for k, v in read_yaml(place / CONFIG_FILE).items() if k not in NOT_IDENTITY}
+    before, now = dict(flatten(old)), dict(flatten(identity))
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    return ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:5]) or "other job"
+
+
+def _open_tracker(
+    config: JobConfig, place: Path, name: str, record: dict[str, Any], parent_run_id: str | None
+) -> Tracker:
+    from nfs.tracking import open_tracker
+
+    tracker = open_tracker(
+        config.tracking,
+        storage=config.storage,
+        directory=place,
+        run_name=name,
+        run_id=record["tracking_run_id"],
+        parent_run_id=parent_run_id,
+    )
+    if record["tracking_run_id"] is None and config.tracking.kind == "mlflow":
+        stored = {k: v for k, v in record.items() if k != "resumed"}
+        stored["tracking_run_id"] = tracker.run_id
+        _write_atomic(place / RUN_FILE, json.dumps(stored))
+    return tracker
+
+
+def _inputs(config: JobConfig) -> list[str]:
+    """Return the artifact directories among the settings."""
+    paths = [v for v in config.tree().values() if isinstance(v, str)]
+    return [
+        p
+        for p in paths
+        if (Path(p) / "manifest.json").is_file() or (Path(p) / "model.json").is_file()
+    ]
+
+
+def _tracking_uri(config: JobConfig) -> str | None:
+    if config.tracking.kind != "mlflow":
+        return None
+    return config.tracking.uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
+
+
+def _write_atomic(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _print_result(result: Mapping[str, Any]) -> None:
+    lines = [f"{result['job']}: done in {result['seconds']:.0f} s, {result['directory']}"]
+    lines += [
+        f"  {name} = {value:.5g}"
+        for name, value in result["metrics"].items()
+        if isinstance(value, int | float)
+    ]
+    lines += [f"  {kind}: {path}" for kind, path in result["artifacts"].items()]
+    if result["mlflow_run_id"]:
+        lines.append(f"  MLflow run {result['mlflow_run_id']}; open the browser with")
+        lines.append(f"    {browser_command(result['tracking_uri'])}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def browser_command(tracking_uri: str) -> str:
+    """Return the command that opens the MLflow browser on this machine only."""
+    return (
+        f"{sys.executable} -m mlflow server --backend-store-uri {tracking_uri} "
+        "--host 127.0.0.1 --port 5000"
+    )
