@@ -1,0 +1,144 @@
+"""The `nfs` command: configurations, sample media, artifacts, checkpoints, a health check."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nfs.errors import ConfigError, NfsError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+config_app = typer.Typer(no_args_is_help=True, help="Show, describe and compare configurations.")
+samples_app = typer.Typer(no_args_is_help=True, help="Real media to try things with.")
+artifact_app = typer.Typer(no_args_is_help=True, help="Look into stage directories.")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Look into checkpoints.")
+for name, child in (
+    ("config", config_app),
+    ("samples", samples_app),
+    ("artifact", artifact_app),
+    ("checkpoint", checkpoint_app),
+):
+    app.add_typer(child, name=name)
+
+SCHEMAS = {
+    "preprocess": "nfs.config.preprocess:PreprocessConfig",
+    "fit_3dmm": "nfs.config.fit_3dmm:Fit3dmmConfig",
+    "train_stylenerf": "nfs.config.train_stylenerf:TrainStylenerfConfig",
+    "train_audio2exp": "nfs.config.train_audio2exp:TrainAudio2expConfig",
+    "invert": "nfs.config.invert:InvertConfig",
+    "render": "nfs.config.render:RenderConfig",
+    "pipeline": "nfs.config.pipeline:PipelineConfig",
+    "tuning.pti": "nfs.config.tuning:TunePtiConfig",
+    "tuning.audio2exp": "nfs.config.tuning:TuneAudio2expConfig",
+}
+
+
+def main() -> None:
+    """Run the command; nfs errors become one line and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except NfsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@config_app.command("show")
+def config_show(
+    job: str, file: Path, overrides: Annotated[list[str] | None, typer.Argument()] = None
+) -> None:
+    """Print the resolved configuration of JOB from FILE and key.path=value OVERRIDES."""
+    import yaml
+
+    config = _schema(job).load(file, overrides or [])
+    print(yaml.safe_dump(config.tree(), sort_keys=False), end="")
+
+
+@config_app.command("schema")
+def config_schema(job: str) -> None:
+    """Print the JSON schema of JOB's configuration, with each field's meaning."""
+    print(json.dumps(_schema(job).model_json_schema(), indent=1))
+
+
+@config_app.command("diff")
+def config_diff(job: str, first: Path, second: Path) -> None:
+    """Print the settings that differ between two files of JOB."""
+    from nfs.config.base import flatten
+
+    schema = _schema(job)
+    a, b = (dict(flatten(schema.load(f).tree())) for f in (first, second))
+    for key in sorted(a.keys() | b.keys()):
+        if a.get(key) != b.get(key):
+            print(f"{key}: {a.get(key)!r} -> {b.get(key)!r}")
+
+
+@samples_app.command("fetch")
+def samples_fetch(directory: Path) -> None:
+    """Put the sample clip, portraits and speech into DIRECTORY."""
+    from nfs.samples import fetch_samples
+
+    for path in fetch_samples(directory):
+        print(path)
+
+
+@artifact_app.command("inspect")
+def artifact_inspect(path: str) -> None:
+    """Print what the artifact at PATH is and holds."""
+    from nfs.artifacts import read_manifest
+
+    manifest = read_manifest(path)
+    summary = manifest.model_dump(exclude={"files", "config"})
+    summary["num_files"] = len(manifest.files)
+    summary["bytes"] = sum(f.bytes for f in manifest.files)
+    print(json.dumps(summary, indent=1))
+
+
+@artifact_app.command("verify")
+def artifact_verify(path: str) -> None:
+    """Compare every file of the artifact at PATH with its checksum."""
+    from nfs.artifacts import verify
+
+    problems = verify(path)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print("intact")
+
+
+@checkpoint_app.command("inspect")
+def checkpoint_inspect(directory: Path) -> None:
+    """Print architecture and parameter count of the checkpoint in DIRECTORY."""
+    from nfs.training.checkpoint import read_model, read_weights
+
+    weights = read_weights(directory)
+    print(json.dumps(read_model(directory), indent=1))
+    print(f"{len(weights)} tensors, {sum(w.numel() for w in weights.values())} numbers")
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, GPU, storage, tracking and Ray authentication; exit 1 if something fails."""
+    from nfs.doctor import checkup
+
+    failed = False
+    for check in checkup():
+        print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+        failed |= not check.ok
+    if failed:
+        raise typer.Exit(1)
+
+
+def _schema(job: str) -> Any:  # noqa: ANN401 - a pydantic class chosen by name
+    if job not in SCHEMAS:
+        raise ConfigError(f"unknown job {job!r}; known: {', '.join(sorted(SCHEMAS))}")
+    module, _, name = SCHEMAS[job].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+if __name__ == "__main__":
+    main()
