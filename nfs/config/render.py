@@ -1,0 +1,134 @@
+"""Settings of `jobs.render`: portrait and speech to a talking video."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nfs.config.base import Config, JobConfig
+
+
+class SpeechSource(Config):
+    """Expressions predicted from the speech."""
+
+    kind: Literal["audio2exp"] = "audio2exp"
+    """Tag."""
+    checkpoint: str
+    """Checkpoint directory of `jobs.train_audio2exp`."""
+    scale: float = Field(1.0, ge=0)
+    """Exaggeration of the motion around its neutral; 1 = as predicted (the original uses 1.5)."""
+    feedback: float = Field(0.5, ge=0, le=1)
+    """Share of the last prediction in the next reference."""
+    neutral: Literal["reference", "silence"] = "reference"
+    """What counts as no motion: the portrait's own expression, or the answer to silence."""
+
+
+class FitsSource(Config):
+    """Expressions of a fitted clip (self-reenactment, comparison)."""
+
+    kind: Literal["fits"] = "fits"
+    """Tag."""
+    fits: str
+    """Artifact of `jobs.fit_3dmm`."""
+    clip_id: str | None = None
+    """Clip to follow; not needed when there is only one."""
+    source_fps: float = Field(25.0, gt=0)
+    """Frame rate of that clip."""
+    scale: float = Field(1.0, ge=0)
+    """Exaggeration of the motion around the clip's neutral."""
+
+
+class FixedPose(Config):
+    """The camera of the portrait, bit-constant."""
+
+    kind: Literal["fixed"] = "fixed"
+    """Tag."""
+
+
+class SwayPose(Config):
+    """A slow swing about the portrait's camera that shows the head in 3-D."""
+
+    kind: Literal["sway"] = "sway"
+    """Tag."""
+    yaw_deg: float = Field(6.0, ge=0, le=25)
+    """Largest turn to each side, degrees."""
+    period_s: float = Field(5.0, gt=0)
+    """Duration of one swing, seconds."""
+
+
+class WorldLocked(Config):
+    """Backward warp in the image plane of each camera (spec/inversion_and_talker.md 4.3)."""
+
+    kind: Literal["world_locked"] = "world_locked"
+    """Tag."""
+    neighbours: int = Field(4, ge=1)
+    """Nearest moved vertices that are averaged."""
+    falloff_radius: float = Field(0.04, gt=0)
+    """Reach beyond the face, fraction of the image side."""
+    ramp_start: float = Field(0.03, ge=0)
+    """Depth behind the face surface that still moves fully, camera radii (1 radius = 1 m)."""
+    ramp_end: float = Field(0.10, gt=0)
+    """Depth behind the face surface that does not move, camera radii."""
+    calibrate_depth: bool = True
+    """Measure where the generator put the face surface instead of trusting the fit's depth."""
+
+    @model_validator(mode="after")
+    def _ramp(self) -> Self:
+        if self.ramp_end <= self.ramp_start:
+            raise ValueError(f"ramp_end={self.ramp_end} must exceed ramp_start={self.ramp_start}")
+        return self
+
+
+class Original(Config):
+    """The warp of the original program, with its quirks (spec/inversion_and_talker.md 2.9)."""
+
+    kind: Literal["original"] = "original"
+    """Tag."""
+    stride: int = Field(1, ge=1)
+    """Every how many vertices one is used: 4 for BFM's 35709 vertices, 1 for the open head."""
+
+
+class RenderConfig(JobConfig):
+    """Root of `jobs.render`."""
+
+    identity: str
+    """Artifact of `jobs.invert`."""
+    speech: str | None = None
+    """Sound file, or a video whose sound is used; required for `expression.kind=audio2exp`."""
+    expression: Annotated[SpeechSource | FitsSource, Field(discriminator="kind")]
+    """What moves the face."""
+    model: str = "open_head"
+    """Face model of the fit: `open_head` or a path to a BFM file."""
+    pose: Annotated[FixedPose | SwayPose, Field(discriminator="kind")] = FixedPose()
+    """Camera of the frames."""
+    warp: Annotated[WorldLocked | Original, Field(discriminator="kind")] = WorldLocked()
+    """How ray samples follow the face."""
+    mouth_interior: Literal["darken", "none"] = "darken"
+    """`darken` paints a dark opening (no teeth or tongue yet); `none` shows the stretched lips."""
+    blink: Literal["none", "random"] = "none"
+    """`random` closes the eyes every few seconds, the same for the same seed."""
+    smoothing_window: int = Field(5, ge=0)
+    """Savitzky-Golay window on the expressions, frames, odd; 0 = off."""
+    fps: float = Field(25.0, gt=0)
+    """Frames per second."""
+    max_frames: int | None = Field(None, ge=1)
+    """Stop after this many frames (trial runs); sound is cut to the same length."""
+    output_size_px: int | None = Field(None, ge=16)
+    """Side of the video, even; None = the generator's resolution."""
+    watermark: Literal["visible", "metadata", "none"] = "visible"
+    """Disclosure: small text in the picture plus a comment in the file, only the comment, none."""
+    batch_size: int = Field(4, ge=1)
+    """Frames rendered at once."""
+    frames_per_unit: int = Field(32, ge=1)
+    """Frames per unit of work; a killed render repeats at most one unit per worker."""
+    sheet_frames: int = Field(16, ge=1, le=100)
+    """Pictures on the contact sheet."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.expression.kind == "audio2exp" and self.speech is None:
+            raise ValueError("speech is required when expression.kind=audio2exp")
+        if self.smoothing_window and self.smoothing_window % 2 == 0:
+            raise ValueError(f"smoothing_window={self.smoothing_window} must be odd (or 0)")
+        if self.output_size_px is not None and self.output_size_px % 2:
+            raise ValueError(f"output_size_px={self.output_size_px} must be even for H.264")
+        return self

@@ -1,0 +1,1 @@
+"""Portrait plus speech to video: expression tracks, ray deformation, mouth, streamed frames."""
