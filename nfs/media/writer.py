@@ -35,6 +35,7 @@ class VideoWriter:
         size: (height, width) in pixels, both even (4:2:0 chroma).
         audio: (samples float [N] in [-1, 1], sample_rate_hz), starting with frame 0; all N samples
             are written even if the frames end earlier.
+        comment: Text of the file's comment tag.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class VideoWriter:
         fps: float,
         size: tuple[int, int],
         audio: tuple[NDArray[np.floating], int] | None = None,
+        comment: str | None = None,
     ):
         if size[0] % 2 or size[1] % 2 or min(size) < 2:
             raise ValueError(f"{path}: size (height, width) {size} must be even for 4:2:0 video")
         if fps <= 0:
             raise ValueError(f"{path}: fps={fps} must be positive")
         self.path, self.size, self.num_frames = Path(path), size, 0
+        self._comment = comment
         self._fps = Fraction(fps).limit_denominator(1001)
         self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
         self._audio = _Track(*audio) if audio is not None else None
@@ -57,6 +60,8 @@ class VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         options = {"movflags": "+faststart"}
         self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
+        if self._comment is not None:
+            self._container.metadata["comment"] = self._comment
         stream = self._container.add_stream("libx264", rate=self._fps, options=dict(_OPTIONS))
         stream.height, stream.width = self.size
         stream.pix_fmt = "yuv420p"
