@@ -1,0 +1,45 @@
+"""Which function imports which original network; the functions live with their families."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfs.errors import InputError
+from nfs.pretrained.readers import read_state_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Family -> "module:function" with `function(state_dict, config) -> nn.Module`, imported on use,
+# so that this floor stays below the families.
+FAMILIES: dict[str, str] = {
+    "stylenerf/generator": "nfs.stylenerf.original:load_generator",
+    "stylenerf/discriminator": "nfs.stylenerf.original:load_discriminator",
+    "audio2exp": "nfs.audio.original:load_audio2exp",
+}
+
+
+def load_original(
+    family: str,
+    path_or_state_dict: "str | Path | Mapping[str, Tensor]",
+    config: Mapping[str, Any] | None = None,
+) -> "nn.Module":
+    """Return one of our modules with the weights of an original checkpoint, in eval mode.
+
+    Args:
+        family: A key of `FAMILIES`, e.g. `stylenerf/generator`.
+        path_or_state_dict: A `.safetensors` file, or tensors under their original names.
+        config: The original's keyword arguments, where the file does not carry them.
+
+    Raises:
+        InputError: If the family is unknown, the file unreadable, an option unsupported, or a
+            name or shape does not fit. Nothing is skipped silently.
+    """
+    if family not in FAMILIES:
+        raise InputError(f"unknown family {family!r}; known: {', '.join(sorted(FAMILIES))}")
+    if isinstance(path_or_state_dict, str | Path):
+        path_or_state_dict = read_state_dict(path_or_state_dict)
+    module_name, _, function = FAMILIES[family].partition(":")
+    module: nn.Module = getattr(import_module(module_name), function)(path_or_state_dict, config)
+    return module

@@ -1,0 +1,58 @@
+"""Which resolution is active at a growth stage `alpha` (spec/stylenerf.md 2.6)."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a generator renders at one value of alpha."""
+
+    field_resolution: int
+    """Pixels per side of the volume-rendered feature map."""
+    image_resolution: int
+    """Pixels per side of the output."""
+    fade: float | None
+    """Weight of the newest level against the one before it; None: the newest alone."""
+
+
+def growth_levels(resolution_start: int, resolution_vol: int, img_resolution: int) -> list[int]:
+    """Return the resolutions that growth passes through after the first one, ascending."""
+    levels = []
+    resolution = resolution_start * 2
+    while resolution <= max(resolution_vol, img_resolution):
+        levels.append(resolution)
+        resolution *= 2
+    return levels
+
+
+def stage(
+    alpha: float,
+    *,
+    resolution_start: int,
+    resolution_vol: int,
+    img_resolution: int,
+    progressive: bool = True,
+) -> Stage:
+    """Return the active stage.
+
+    Args:
+        alpha: Growth in [0, 1]; -1 means no curriculum: everything is active, without a fade.
+        resolution_start: First resolution.
+        resolution_vol: Highest resolution of the field.
+        img_resolution: Final resolution.
+        progressive: False: alpha has no effect.
+    """
+    if alpha != -1 and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be -1 or in [0, 1], got {alpha}")
+    levels = growth_levels(resolution_start, resolution_vol, img_resolution)
+    fade = None
+    if not progressive or alpha in (-1, 1):
+        active = len(levels)
+    elif alpha == 0:
+        active = 0
+    else:
+        active = int(alpha * len(levels)) + 1
+        fade = math.modf(alpha * len(levels))[0]
+    current = levels[active - 1] if active > 0 else resolution_start
+    return Stage(min(resolution_vol, current), current, fade)
