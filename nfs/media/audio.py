@@ -26,7 +26,7 @@ class AudioClip:
     start_s: float
 
     def cut(self, start_s: float, num_samples: int) -> NDArray[np.float32]:
-        """Return exactly `num_samples` from `start_s` on (video time); silence where there are none."""
+        """Return `num_samples` from `start_s` (video time) on; silence where there are none."""
         first = round((start_s - self.start_s) * self.sample_rate_hz)
         result = np.zeros(num_samples, np.float32)
         low, high = max(first, 0), min(first + num_samples, len(self.samples))

@@ -79,7 +79,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """Convert model images float [B, C, H, W] in [-1, 1] to uint8 [B, H, W, C], clipped and rounded."""
+    """Convert model images [B, C, H, W] in [-1, 1] to uint8 [B, H, W, C] (clipped, rounded)."""
     levels = ((images.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
     return levels.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
 
@@ -162,9 +162,9 @@ def invert_affine(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def apply_affine(matrix: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.float64]:
     """Map points [..., N, 2] by affine maps [..., 2, 3]."""
-    matrix = np.asarray(matrix, np.float64)
-    mapped: NDArray[np.float64] = points @ np.swapaxes(matrix[..., :2], -1, -2)
-    return mapped + matrix[..., None, :, 2]
+    affine = np.asarray(matrix, np.float64)
+    mapped: NDArray[np.float64] = points @ np.swapaxes(affine[..., :2], -1, -2)
+    return mapped + affine[..., None, :, 2]
 
 
 def _source_box(

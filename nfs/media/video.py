@@ -1,7 +1,7 @@
 """Streaming video decoding: frames by presentation time, upright, at a wanted rate (PyAV).
 
 Times are seconds after the first video frame, whatever the container says its rate is. Frames are
-uint8 RGB [H, W, 3], one at a time: a video is never held in memory. A photo is a video of one frame.
+uint8 RGB [H, W, 3], one at a time; a video is never held in memory. A photo is a one-frame video.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _source_frames(
         stream = video_stream(container, path)
         stream.codec_context.thread_count = threads
         origin = origin_s(container)
-        if start_s > 2 * _SEEK_MARGIN_S:
+        if start_s > 2 * _SEEK_MARGIN_S and stream.time_base is not None:
             target_s = origin + start_s - _SEEK_MARGIN_S
             container.seek(int(target_s / stream.time_base), stream=stream)
         time_s, last_s, interval_s = 0.0, None, 1.0 / float(stream.average_rate or 25)
@@ -198,9 +198,7 @@ def _check_complete(
         _MISSING_END_S, 3 * interval_s
     ):
         reason = f"the file is truncated: its header declares {declared_s:.2f} s"
-        raise ClipError(
-            "decode_error", _broken(path, stream.codec_context.frame_num, last_s, reason)
-        )
+        raise ClipError("decode_error", f"{path}: broke off at {last_s:.2f} s: {reason}")
 
 
 def _declared_duration_s(
