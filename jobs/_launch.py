@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfs.config.base import Config, JobConfig, flatten, read_yaml, tree_hash
+from nfs.config.jobs import load_schema
 from nfs.errors import ConfigError, InputError, NfsError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def load_job_config(schema: str, arguments: argparse.Namespace) -> JobConfig:
 
     With `--resume RUN` and no file, the configuration saved in that run is used.
     """
-    cls = _load_schema(schema)
+    cls = load_schema(schema)
     if arguments.config is not None:
         return cls.load(arguments.config, arguments.overrides)
     if arguments.resume is None:
@@ -220,12 +221,6 @@ def _parse(job: str, argv: Sequence[str]) -> argparse.Namespace:
         arguments.overrides.insert(0, arguments.config)
         arguments.config = None
     return arguments
-
-
-def _load_schema(schema: str) -> type[JobConfig]:
-    module, _, name = schema.partition(":")
-    cls: type[JobConfig] = getattr(importlib.import_module(module), name)
-    return cls
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from nfs.errors import ConfigError, NfsError
+from nfs.config.jobs import schema_of
+from nfs.errors import NfsError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 config_app = typer.Typer(no_args_is_help=True, help="Show, describe and compare configurations.")
@@ -24,18 +24,6 @@ for name, child in (
     ("checkpoint", checkpoint_app),
 ):
     app.add_typer(child, name=name)
-
-SCHEMAS = {
-    "preprocess": "nfs.config.preprocess:PreprocessConfig",
-    "fit_3dmm": "nfs.config.fit_3dmm:Fit3dmmConfig",
-    "train_stylenerf": "nfs.config.train_stylenerf:TrainStylenerfConfig",
-    "train_audio2exp": "nfs.config.train_audio2exp:TrainAudio2expConfig",
-    "invert": "nfs.config.invert:InvertConfig",
-    "render": "nfs.config.render:RenderConfig",
-    "pipeline": "nfs.config.pipeline:PipelineConfig",
-    "tuning.pti": "nfs.config.tuning:TunePtiConfig",
-    "tuning.audio2exp": "nfs.config.tuning:TuneAudio2expConfig",
-}
 
 
 def main() -> None:
@@ -54,14 +42,14 @@ def config_show(
     """Print the resolved configuration of JOB from FILE and key.path=value OVERRIDES."""
     import yaml
 
-    config = _schema(job).load(file, overrides or [])
+    config = schema_of(job).load(file, overrides or [])
     print(yaml.safe_dump(config.tree(), sort_keys=False), end="")
 
 
 @config_app.command("schema")
 def config_schema(job: str) -> None:
     """Print the JSON schema of JOB's configuration, with each field's meaning."""
-    print(json.dumps(_schema(job).model_json_schema(), indent=1))
+    print(json.dumps(schema_of(job).model_json_schema(), indent=1))
 
 
 @config_app.command("diff")
@@ -69,7 +57,7 @@ def config_diff(job: str, first: Path, second: Path) -> None:
     """Print the settings that differ between two files of JOB."""
     from nfs.config.base import flatten
 
-    schema = _schema(job)
+    schema = schema_of(job)
     a, b = (dict(flatten(schema.load(f).tree())) for f in (first, second))
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
@@ -131,13 +119,6 @@ def doctor() -> None:
         failed |= not check.ok
     if failed:
         raise typer.Exit(1)
-
-
-def _schema(job: str) -> Any:  # noqa: ANN401 - a pydantic class chosen by name
-    if job not in SCHEMAS:
-        raise ConfigError(f"unknown job {job!r}; known: {', '.join(sorted(SCHEMAS))}")
-    module, _, name = SCHEMAS[job].partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ class ClipError(NfsError):
         super().__init__(message)
         self.status = status
 
+    def __reduce__(self) -> tuple[type["ClipError"], tuple[str, str]]:
+        """Travel between processes with both arguments."""
+        return ClipError, (self.status, str(self))
+
 
 class NonFiniteError(NfsError):
     """A loss or gradient is not finite.
@@ -57,4 +61,8 @@ class NonFiniteError(NfsError):
             f"{term} is {value}{place}; the run stopped before the optimiser step and the last "
             "checkpoint is intact. Lower the learning rate or look at the input that caused it."
         )
-        self.term = term
+        self.term, self.value, self.where = term, value, where
+
+    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[str, float, str]]:
+        """Travel between processes with all arguments."""
+        return NonFiniteError, (self.term, self.value, self.where)

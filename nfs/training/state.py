@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,11 @@ def load_state(directory: Path) -> TrainState:
     """
     file = directory / STATE
     try:
+        if not zipfile.is_zipfile(file):  # what torch.save writes; anything else is not ours
+            raise ValueError("missing or torn")
         tree = torch.load(file, map_location="cpu", weights_only=True)
         return TrainState(**tree)
-    except (OSError, RuntimeError, EOFError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{file}: not a readable training state ({error}); delete this directory to go on "
             "from the one before it"

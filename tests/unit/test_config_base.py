@@ -1,0 +1,75 @@
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from nfs.config.base import Config, JobConfig, tree_hash
+from nfs.errors import ConfigError
+
+
+class Optimizer(Config):
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Example(JobConfig):
+    clips: str
+    optimizer: Optimizer = Optimizer()
+
+
+def write(tmp_path, tree):
+    file = tmp_path / "example.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def test_yaml_and_overrides(tmp_path):
+    config = Example.load(write(tmp_path, {"clips": "a"}), ["optimizer.lr=1e-4", "seed=3"])
+    assert config.optimizer.lr == 1e-4
+    assert config.seed == 3
+
+
+def test_unknown_key_names_file_key_and_neighbour(tmp_path):
+    with pytest.raises(ConfigError, match=r"example\.yaml: unknown key 'optimizer\.lrr'.*'lr'"):
+        Example.load(write(tmp_path, {"clips": "a", "optimizer": {"lrr": 1}}))
+
+
+def test_missing_key_says_how_to_set_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"clips: required.*clips=VALUE"):
+        Example.load(write(tmp_path, {}))
+
+
+def test_missing_file_lists_the_neighbours(tmp_path):
+    write(tmp_path, {})
+    with pytest.raises(ConfigError, match=r"no such configuration file.*example\.yaml"):
+        Example.load(tmp_path / "exmaple.yaml")
+
+
+@pytest.mark.parametrize("item", ["noequals", "=3", "clips.deep=1", "clips=[1"])
+def test_bad_override(tmp_path, item):
+    with pytest.raises(ConfigError, match="override"):
+        Example.load(write(tmp_path, {"clips": "a"}), [item])
+
+
+def test_out_of_range_shows_the_value(tmp_path):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr.*-1"):
+        Example.load(write(tmp_path, {"clips": "a"}), ["optimizer.lr=-1"])
+
+
+@given(st.floats(1e-9, 1e3), st.integers(0, 2**31), st.text(min_size=1, max_size=20))
+def test_override_of_a_dump_is_the_same(lr, seed, clips):
+    config = Example(clips=clips, seed=seed, optimizer=Optimizer(lr=lr))
+    again = Example.from_tree(config.tree())
+    assert again == config
+    assert config.override({"optimizer.lr": lr}) == config
+    assert tree_hash(again.tree()) == tree_hash(config.tree())
+
+
+def test_import_of_config_is_light(repository):
+    import subprocess
+    import sys
+
+    code = "import nfs.config.base, sys; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,131 @@
+import json
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from pydantic import Field
+
+from jobs import _launch
+from nfs.config.base import JobConfig
+from nfs.errors import InputError
+
+
+class ToyConfig(JobConfig):
+    clips: str = "none"
+    size: int = Field(3, gt=0)
+
+
+@pytest.fixture
+def toy_job(monkeypatch):
+    module = types.ModuleType("jobs.toy_job")
+    module.calls = []
+
+    def run(config, job):
+        module.calls.append(job.resumed)
+        if config.size == 13:
+            raise InputError("clips: thirteen is bad luck; use 12")
+        return {"metrics": {"toy/size": config.size}, "artifacts": {}}
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "jobs.toy_job", module)
+    monkeypatch.setitem(sys.modules, "toy_schema", types.SimpleNamespace(ToyConfig=ToyConfig))
+    return module
+
+
+def call(tmp_path, *argv, size=3):
+    file = tmp_path / "toy.yaml"
+    file.write_text(f"size: {size}\nstorage: {tmp_path}/runs\ntracking: {{kind: jsonl}}\n")
+    return _launch.run_command("toy_job", "toy_schema:ToyConfig", [str(file), *argv])
+
+
+def test_result_file_and_exit_code(tmp_path, toy_job, capsys):
+    assert call(tmp_path) == 0
+    (result,) = (tmp_path / "runs").glob("*/result.json")
+    assert json.loads(result.read_text())["metrics"] == {"toy/size": 3}
+    assert "toy_job: done" in capsys.readouterr().out
+
+
+def test_same_command_is_the_same_run(tmp_path, toy_job):
+    call(tmp_path)
+    call(tmp_path)
+    call(tmp_path, "size=4")
+    assert toy_job.calls == [False, True, False]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_launch_settings_do_not_change_the_run(tmp_path, toy_job):
+    call(tmp_path)
+    call(tmp_path, "launch.num_workers=2")
+    assert toy_job.calls == [False, True]
+
+
+def test_run_name_of_other_settings_is_refused(tmp_path, toy_job, capsys):
+    call(tmp_path, "--run-name", "mine")
+    assert call(tmp_path, "size=5", "--run-name", "mine") == 2
+    assert "other settings (size: 3 -> 5)" in capsys.readouterr().err
+
+
+def test_resume_uses_the_saved_configuration(tmp_path, toy_job):
+    call(tmp_path, "size=7", "--run-name", "mine")
+    argv = ["--resume", "mine", f"storage={tmp_path}/runs"]
+    assert _launch.run_command("toy_job", "toy_schema:ToyConfig", argv) == 0
+    assert toy_job.calls == [False, True]
+
+
+def test_dry_run_prints_and_runs_nothing(tmp_path, toy_job, capsys):
+    assert call(tmp_path, "--dry-run", "size=9") == 0
+    assert "size: 9" in capsys.readouterr().out
+    assert toy_job.calls == []
+
+
+def test_bad_input_is_one_line_and_exit_2(tmp_path, toy_job, capsys):
+    assert call(tmp_path, "size=13") == 2
+    assert capsys.readouterr().err == "error: clips: thirteen is bad luck; use 12\n"
+
+
+def test_unknown_key_exits_2(tmp_path, toy_job, capsys):
+    assert call(tmp_path, "sizzle=1") == 2
+    assert "unknown key 'sizzle'" in capsys.readouterr().err
+
+
+def test_unwritable_storage_exits_2(tmp_path, toy_job, capsys):
+    (tmp_path / "file").write_text("")
+    assert call(tmp_path, f"storage={tmp_path}/file/runs") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_two_drivers_never_share_a_run(tmp_path, toy_job):
+    call(tmp_path, "--run-name", "mine")
+    lock = tmp_path / "runs" / "mine" / ".lock"
+    code = f"import fcntl,time; f=open({str(lock)!r},'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(30)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    try:
+        assert call(tmp_path, "--run-name", "mine") == 2
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_flags_are_frozen(repository):
+    """The flag set of every job is part of the contract (architecture.md)."""
+    parser_text = _launch._parse.__code__.co_consts
+    flags = sorted(c for c in parser_text if isinstance(c, str) and c.startswith("--"))
+    assert flags == ["--dry-run", "--resume", "--run-name"]
+
+
+def test_help_is_fast_and_light(repository):
+    start = time.monotonic()
+    code = (
+        "import sys; sys.argv=['x','--help']\n"
+        "import atexit; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n"
+        "from jobs._launch import job_main; job_main('preprocess', 'nfs.config.preprocess:PreprocessConfig')"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True
+    )
+    assert out.returncode == 0
+    assert out.stderr == "False"
+    assert time.monotonic() - start < 20

@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.toy import LineTask, line_worker
+
+from nfs.errors import ArtifactError, ConfigError, NonFiniteError
+from nfs.runtime.local import LocalContext
+from nfs.tracking.jsonl import JsonlTracker
+from nfs.training import LoopSettings, train
+from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
+from nfs.training.ema import Ema, ema_beta
+from nfs.training.guard import check_finite
+from nfs.training.sampler import SeekableSampler
+from nfs.training.state import load_state
+
+
+def losses(directory: Path) -> dict[int, float]:
+    rows = JsonlTracker(directory / "tracking", "r").read()
+    return {r["step"]: r["metrics"]["loss/line"] for r in rows if "loss/line" in r["metrics"]}
+
+
+def run(directory: Path, on_report=None, **tree):
+    tracker = JsonlTracker(directory / "tracking", "r")
+    return line_worker({"total_samples": 96, **tree}, LocalContext(directory, tracker, on_report))
+
+
+def test_run_ends_with_checkpoint_and_metrics(tmp_path):
+    result = run(tmp_path)
+    assert result["train/samples_seen"] == 96
+    assert read_model(tmp_path / "checkpoint")["kind"] == "line"
+    assert set(read_weights(tmp_path / "checkpoint")) == {"weight", "bias"}
+    assert sorted(losses(tmp_path)) == list(range(8, 97, 8))
+
+
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
+    whole = run(tmp_path / "whole")
+    stop = iter([True, False])
+    run(tmp_path / "cut", on_report=lambda _: next(stop))
+    cut = run(tmp_path / "cut")
+    assert cut == whole
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    a, b = (load_state(LocalContext(tmp_path / n, None).latest()) for n in ("whole", "cut"))
+    torch.testing.assert_close(a.task, b.task, rtol=0, atol=0)
+
+
+def test_finished_run_does_nothing_again(tmp_path):
+    first = run(tmp_path)
+    before = (tmp_path / "tracking" / "metrics.jsonl").read_text()
+    assert run(tmp_path)["train/samples_seen"] == first["train/samples_seen"]
+    assert (tmp_path / "tracking" / "metrics.jsonl").read_text() == before
+
+
+def test_nan_stops_before_the_step_and_names_the_term(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"loss/line is nan"):
+        run(tmp_path, poison_at=40)
+    state = load_state(LocalContext(tmp_path, None).latest())
+    assert state.samples_seen == 32
+    assert all(torch.isfinite(v).all() for v in state.task["model"].values())
+
+
+def test_torn_state_is_reported_with_its_place(tmp_path):
+    run(tmp_path)
+    latest = LocalContext(tmp_path, None).latest()
+    (latest / "state.pt").write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match=r"state\.pt.*delete this directory"):
+        run(tmp_path)
+
+
+def test_half_written_state_is_never_seen(tmp_path):
+    context = LocalContext(tmp_path, None)
+
+    def fail(folder):
+        (folder / "x").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        context.save(fail, {})
+    assert context.latest() is None
+
+
+def test_only_the_newest_states_are_kept(tmp_path):
+    run(tmp_path)
+    names = sorted(p.name for p in (tmp_path / "states").iterdir() if not p.name.startswith("."))
+    assert len(names) == 2
+
+
+def test_batch_must_be_shared_evenly(tmp_path):
+    context = LocalContext(tmp_path, JsonlTracker(tmp_path, "r"))
+    context.world_size = 3
+    settings = LoopSettings(8, 8, 8, 8, 8)
+    with pytest.raises(ConfigError, match=r"batch_size=8 is not divisible by .*3"):
+        train(LineTask(), None, settings, context)
+
+
+@given(st.integers(1, 50), st.integers(0, 5), st.sampled_from([1, 2, 4]), st.integers(0, 20))
+def test_order_is_a_permutation_per_epoch_and_independent_of_ranks(n, seed, world, step):
+    batch = 8
+    whole = SeekableSampler(n, seed)
+    split = [
+        SeekableSampler(n, seed).item_at(p)
+        for r in range(world)
+        for p in whole.rank_positions(step * batch, batch_size=batch, rank=r, world_size=world)
+    ]
+    together = [whole.item_at(p) for p in range(step * batch, (step + 1) * batch)]
+    assert sorted(split) == sorted(together)
+    assert sorted(whole.item_at(p) for p in range(3 * n, 4 * n)) == list(range(n))
+
+
+def test_check_finite_names_the_first_bad_term():
+    terms = {"loss/a": torch.ones(()), "loss/b": torch.tensor(float("inf"))}
+    with pytest.raises(NonFiniteError, match="loss/b is inf at samples_seen=3"):
+        check_finite(terms, "samples_seen=3")
+
+
+def test_ema_half_life():
+    assert ema_beta(1000, 1.0) == 0.5
+    module = torch.nn.BatchNorm1d(2)
+    ema = Ema(module)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+        module.running_mean.fill_(7.0)
+    ema.update(module, 0.5)
+    assert ema.module.weight.tolist() == [2.0, 2.0]
+    assert ema.module.running_mean.tolist() == [7.0, 7.0]
+
+
+def test_checkpoint_round_trip(tmp_path):
+    weights = {"w": torch.arange(6.0).view(2, 3).T}
+    write_checkpoint(tmp_path, weights, model={"kind": "m", "size": 3}, ema={"w": weights["w"] + 1})
+    assert json.loads((tmp_path / "model.json").read_text())["size"] == 3
+    torch.testing.assert_close(read_weights(tmp_path)["w"], weights["w"] + 1)
+    torch.testing.assert_close(read_weights(tmp_path, ema=False)["w"], weights["w"])
+    with pytest.raises(ArtifactError, match="not a checkpoint"):
+        read_model(tmp_path / "nowhere")
+
+
+def test_item_noise_depends_on_position_not_on_rank():
+    from nfs.runtime.seeding import derive_seed
+    from nfs.training.loop import _item
+    from tests.toy import LineDataset
+
+    sampler = SeekableSampler(37, 0)
+    first, again = (_item(LineDataset(), sampler, 0, 5) for _ in range(2))
+    assert first == again
+    assert first != _item(LineDataset(), sampler, 0, 5 + 37)
+    assert derive_seed("a", 1) != derive_seed("a", 2)
+    assert isinstance(first["x"], np.float32)
