@@ -18,9 +18,7 @@ def _around(limits: tuple[float, float], deviation: Tensor) -> Tensor:
     return middle + (middle - low) * deviation
 
 
-def uniform_cameras(
-    prior: CameraPrior, yaw: Tensor, pitch: Tensor, radius: Tensor
-) -> Tensor:
+def uniform_cameras(prior: CameraPrior, yaw: Tensor, pitch: Tensor, radius: Tensor) -> Tensor:
     """Return `cam2world [B, 4, 4]` at fractions in [0, 1] of the prior's ranges, each `[B]`."""
     return orbit_cameras(
         _within(prior.yaw_rad, yaw),

@@ -69,7 +69,7 @@ class Discriminator(nn.Module):
     def __init__(self, spec: DiscriminatorSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.resolutions = []
+        self.resolutions: list[int] = []
         resolution = spec.img_resolution
         while resolution > _LAST_RESOLUTION:
             self.resolutions.append(resolution)
@@ -114,7 +114,9 @@ class Discriminator(nn.Module):
         if self.spec.progressive and first != self.spec.img_resolution:
             # The original starts from the colours and then adds them again in the first block;
             # published weights were trained that way (Q16).
-            x = self.blocks[str(first)].from_rgb(image)
+            block = self.blocks[str(first)]
+            assert isinstance(block, DiscriminatorBlock)
+            x = block.from_rgb(image)
         for resolution in self.resolutions:
             if resolution <= first:
                 x, image = self.blocks[str(resolution)](x, image)

@@ -9,6 +9,7 @@ turns composited hidden states into `[rgb | features]`.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -143,14 +144,20 @@ class ForegroundField(nn.Module):
     """
 
     def __init__(
-        self, w_dim: int, *, hidden_dim: int, num_layers: int, feature_dim: int, num_frequencies: int
+        self,
+        w_dim: int,
+        *,
+        hidden_dim: int,
+        num_layers: int,
+        feature_dim: int,
+        num_frequencies: int,
     ) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
         self.num_ws = num_layers + 2
         sizes = [6 * num_frequencies] + [hidden_dim] * num_layers
         self.layers = nn.ModuleList(
-            StyleLinear(a, b, w_dim) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            StyleLinear(a, b, w_dim) for a, b in pairwise(sizes)
         )
         self.sigma_head = StyleHead(hidden_dim, 1, w_dim)
         self.feature_head = StyleHead(hidden_dim, feature_dim, w_dim)
@@ -196,7 +203,7 @@ class BackgroundField(nn.Module):
         self.num_frequencies = num_frequencies
         sizes = [8 * num_frequencies + latent_dim] + [hidden_dim] * num_layers
         self.layers = nn.ModuleList(
-            PlainLinear(a, b, relu=True) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            PlainLinear(a, b, relu=True) for a, b in pairwise(sizes)
         )
         self.sigma_head = PlainLinear(hidden_dim, 1, relu=False)
         self.feature_head = PlainLinear(hidden_dim, feature_dim, relu=False)

@@ -1,5 +1,7 @@
 """The mapping network: latents to styles, with a running mean for truncation."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class MappingNetwork(nn.Module):
         sizes = [z_dim] + [w_dim] * num_layers
         self.layers = nn.ModuleList(
             EqualLinear(a, b, activation="lrelu", lr_multiplier=0.01)
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            for a, b in pairwise(sizes)
         )
         self.register_buffer("w_avg", torch.zeros(w_dim))
 

@@ -200,7 +200,7 @@ def discriminator_spec(config: Mapping[str, Any]) -> DiscriminatorSpec:
     )
 
 
-def _pair(values: Any) -> tuple[float, float]:  # noqa: ANN401 - JSON border
+def _pair(values: Any) -> tuple[float, float]:
     low, high = values
     return float(low), float(high)
 
@@ -243,6 +243,7 @@ def _renamed(name: str, table: list[tuple[str, str]]) -> str:
 
 
 def generator_name(name: str) -> str:
+    """Return our name of an original generator tensor."""
     name = _renamed(name, _GENERATOR_NAMES)
     if not name.startswith(("foreground.", "background.")):
         return _renamed(name, _BLOCK_NAMES)

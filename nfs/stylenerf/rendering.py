@@ -141,9 +141,7 @@ def _uniforms(draw: Tensor | None, like: Tensor) -> Tensor:
     return torch.rand_like(like) if draw is None else draw
 
 
-def coarse_depths(
-    rays: Rays, num_samples: int, *, jitter: Tensor | None, training: bool
-) -> Tensor:
+def coarse_depths(rays: Rays, num_samples: int, *, jitter: Tensor | None, training: bool) -> Tensor:
     """Return normalised depths `[B, N, S]`, evenly spaced or jittered in training."""
     batch, num_rays, _ = rays.directions.shape
     even = torch.linspace(0, 1, num_samples, device=rays.directions.device)
@@ -213,9 +211,7 @@ def render_foreground(
     """
     scale = query.rays.directions.norm(dim=-1, keepdim=True)
     if depths is None:
-        start = coarse_depths(
-            query.rays, num_samples, jitter=draws.depth_jitter, training=training
-        )
+        start = coarse_depths(query.rays, num_samples, jitter=draws.depth_jitter, training=training)
     else:
         start = depths[0]
     noise = _noise(draws.sigma_noise_coarse, start, training=training)
@@ -232,9 +228,9 @@ def render_foreground(
     sigma = torch.cat([fine.sigma, coarse.sigma], dim=-1).gather(-1, order)
     along = volume.scene_depths(merged, query.depth_range)
     result = volume.ray_weights(sigma, along, scale=scale, last=0.0)
-    fine_weights, coarse_weights = volume.unsort(result.weights, order).split(
-        [chosen.shape[-1], start.shape[-1]], dim=-1
-    )
+    unsorted = volume.unsort(result.weights, order)
+    fine_weights = unsorted[..., : chosen.shape[-1]]
+    coarse_weights = unsorted[..., chosen.shape[-1] :]
     hidden = _composite(fine_weights, fine.hidden) + _composite(coarse_weights, coarse.hidden)
     features = query.field.features(hidden, query.ws, result.weights.sum(dim=-1))
     return features, result, (merged, start, chosen)
