@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -60,17 +61,21 @@ class JobRun:
     @contextmanager
     def progress(self, total: int, unit: str = "clips") -> Iterator[tqdm[Any]]:
         """Show a progress bar on standard error."""
+        with self.bar(total, unit) as bar:
+            yield bar
+
+    def bar(self, total: int, unit: str) -> tqdm[Any]:
+        """Return a progress bar; the caller closes it."""
         from tqdm import tqdm
 
-        with tqdm(
+        return tqdm(
             total=total,
             unit=unit,
             desc=self.job,
             disable=self.quiet,
             file=sys.stderr,
             mininterval=0.5,
-        ) as bar:
-            yield bar
+        )
 
 
 def job_main(job: str, schema: str, argv: Sequence[str] | None = None) -> None:
@@ -153,8 +158,15 @@ def launch(
     digest = tree_hash({"job": job, **identity})
     name = run_name or f"{short}-{digest}"
     place = (directory or Path(config.storage) / name).absolute()
+    incremental = getattr(module, "INCREMENTAL", False)
     with _run_lock(place):
         record = _open_record(place, job, digest, identity)
+        inputs = _input_ids(config)
+        if not incremental:
+            _check_inputs(place, record, inputs)
+            finished = _finished(place)
+            if finished is not None:
+                return finished
         _write_atomic(place / CONFIG_FILE, config_text(config))
         tracker = _open_tracker(config, place, name, record, parent_run_id)
         tracker.log_params({k: v for k, v in flatten(config.tree()) if v is not None})
@@ -167,11 +179,12 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
     start = time.monotonic()
     status = "FAILED"
     try:
-        outcome = module.run(config, run)
+        with _watched(run):
+            outcome = module.run(config, run)
         seconds = time.monotonic() - start
         artifacts = dict(outcome.get("artifacts", {}))
         run.tracker.log_metrics({"time/job_s": seconds}, step=0)
-        run.tracker.link(inputs=_inputs(config), outputs=list(artifacts.values()))
+        run.tracker.link(inputs=list(_input_ids(config)), outputs=list(artifacts.values()))
         run.tracker.log_file(run.directory / CONFIG_FILE)
         result = {
             "job": run.job,
@@ -182,6 +195,7 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
             "seconds": round(seconds, 3),
             "mlflow_run_id": run.tracker.run_id if config.tracking.kind == "mlflow" else None,
             "tracking_uri": _tracking_uri(config),
+            "reused": False,
         }
         _write_atomic(run.directory / RESULT_FILE, json.dumps(result, indent=1))
         status = "FINISHED"
@@ -192,6 +206,36 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
     finally:
         with suppress(Exception):  # the job's own error is the one to show
             run.tracker.finish(status)
+
+
+@contextmanager
+def _watched(run: JobRun) -> Iterator[None]:
+    """Show the progress that workers write into the run directory, until the job ends."""
+    from nfs.runtime.progress import read_progress, reset_progress
+
+    reset_progress(run.directory)
+    stop = threading.Event()
+
+    def watch() -> None:
+        bar = None
+        while not stop.wait(1.0):
+            progress = read_progress(run.directory)
+            if progress is None:
+                continue
+            if bar is None:
+                bar = run.bar(progress.total, progress.unit)
+            bar.n = progress.done
+            bar.refresh()
+        if bar is not None:
+            bar.close()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def config_text(config: Config) -> str:
@@ -246,7 +290,7 @@ def _run_lock(place: Path) -> Iterator[None]:
 def _open_record(place: Path, job: str, digest: str, identity: Mapping[str, Any]) -> dict[str, Any]:
     file = place / RUN_FILE
     if not file.exists():
-        record = {"job": job, "config_hash": digest, "tracking_run_id": None}
+        record = {"job": job, "config_hash": digest, "tracking_run_id": None, "inputs": None}
         _write_atomic(file, json.dumps(record))
         return {**record, "resumed": False}
     record = json.loads(file.read_text(encoding="utf-8"))
@@ -280,20 +324,44 @@ def _open_tracker(
         parent_run_id=parent_run_id,
     )
     if record["tracking_run_id"] is None and config.tracking.kind == "mlflow":
-        stored = {k: v for k, v in record.items() if k != "resumed"}
+        stored = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
         stored["tracking_run_id"] = tracker.run_id
         _write_atomic(place / RUN_FILE, json.dumps(stored))
     return tracker
 
 
-def _inputs(config: JobConfig) -> list[str]:
-    """Return the artifact directories among the settings."""
-    paths = [v for v in config.tree().values() if isinstance(v, str)]
-    return [
-        p
-        for p in paths
-        if (Path(p) / "manifest.json").is_file() or (Path(p) / "model.json").is_file()
-    ]
+def _input_ids(config: JobConfig) -> dict[str, str]:
+    """Return path -> artifact id of the stage directories among the settings."""
+    from nfs.artifacts import Store, read_manifest
+    from nfs.artifacts.manifest import MANIFEST
+
+    paths = [v for _, v in flatten(config.tree()) if isinstance(v, str) and v]
+    return {p: read_manifest(p).id for p in paths if Store(p).exists(MANIFEST)}
+
+
+def _check_inputs(place: Path, record: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Refuse to mix results of different inputs in one run."""
+    before = record["inputs"]
+    if before is None:
+        stored = {k: v for k, v in record.items() if k != "resumed"}
+        _write_atomic(place / RUN_FILE, json.dumps({**stored, "inputs": dict(inputs)}))
+        return
+    changed = sorted(p for p in before.keys() | inputs.keys() if before.get(p) != inputs.get(p))
+    if changed:
+        raise InputError(
+            f"{place}: {', '.join(changed)} changed since this run began; "
+            "give another --run-name to start anew on the new input"
+        )
+
+
+def _finished(place: Path) -> dict[str, Any] | None:
+    """Return the recorded result of a finished run, if everything it names is still there."""
+    file = place / RESULT_FILE
+    if not file.is_file():
+        return None
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    missing = [p for p in result["artifacts"].values() if not Path(p).exists()]
+    return None if missing else {**result, "reused": True}
 
 
 def _tracking_uri(config: JobConfig) -> str | None:
@@ -309,7 +377,8 @@ def _write_atomic(file: Path, text: str) -> None:
 
 
 def _print_result(result: Mapping[str, Any]) -> None:
-    lines = [f"{result['job']}: done in {result['seconds']:.0f} s, {result['directory']}"]
+    how = "finished before, took" if result.get("reused") else "done in"
+    lines = [f"{result['job']}: {how} {result['seconds']:.0f} s, {result['directory']}"]
     lines += [
         f"  {name} = {value:.5g}"
         for name, value in result["metrics"].items()

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,7 @@ class RayContext:
 def _train_loop(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     worker: Callable[[dict[str, Any], WorkerContext], dict[str, Any]] = job["worker"]
-    context = RayContext(Path(job["directory"]), TrackerSpec(**job["tracker"]))
+    context = RayContext(Path(job["directory"]), job["tracker"])
     try:
         return worker(job["tree"], context)
     finally:
@@ -221,7 +220,7 @@ def run_training_on_ray(
             "worker": worker,
             "tree": tree,
             "directory": str(directory),
-            "tracker": asdict(tracker.spec()),
+            "tracker": tracker.spec(),
         },
         scaling_config=ScalingConfig(
             num_workers=launch.num_workers, use_gpu=use_gpu, resources_per_worker=resources

@@ -20,17 +20,20 @@ class JsonlTracker:
     Args:
         directory: Folder of the records, made if absent.
         run_id: Name of the run.
+        copy_files: Whether `log_file` keeps a copy; off where the files lie in the run anyway.
     """
 
-    def __init__(self, directory: str | Path, run_id: str):
+    def __init__(self, directory: str | Path, run_id: str, *, copy_files: bool = True):
         self.run_id = run_id
+        self._copy_files = copy_files
         self._root = Path(directory)
         self._root.mkdir(parents=True, exist_ok=True)
         self._seen = {(r["step"], k) for r in self.read() for k in r["metrics"]}
 
     def spec(self) -> TrackerSpec:
         """Return a picklable description for `attach_tracker`."""
-        return TrackerSpec("jsonl", self.run_id, "", str(self._root))
+        kind = "jsonl" if self._copy_files else "jsonl-beside"
+        return TrackerSpec(kind, self.run_id, "", str(self._root))
 
     def read(self) -> list[dict[str, Any]]:
         """Return the recorded rows `{"step": int, "metrics": {...}}` in order."""
@@ -62,6 +65,8 @@ class JsonlTracker:
 
     def log_file(self, path: str | Path, folder: str = "") -> None:
         """Copy a file or folder."""
+        if not self._copy_files:
+            return
         source, target = Path(path), self._root / "files" / folder
         target.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nfs.config.base import TrackingConfig
+from nfs.tracking.composite import CompositeTracker
 from nfs.tracking.jsonl import JsonlTracker
 from nfs.tracking.null import NullTracker
 from nfs.tracking.protocol import Tracker, TrackerSpec
@@ -31,20 +32,25 @@ def open_tracker(
     """
     if config.kind == "null":
         return NullTracker()
+    folder = Path(directory) / "tracking"
     if config.kind == "jsonl":
-        return JsonlTracker(Path(directory) / "tracking", run_name)
+        return JsonlTracker(folder, run_name)
     from nfs.tracking import mlflow_tracker
 
     uri = config.uri or mlflow_tracker.default_uri(storage)
-    return mlflow_tracker.start_run(uri, config.experiment, run_name, run_id, parent_run_id)
+    run = mlflow_tracker.start_run(uri, config.experiment, run_name, run_id, parent_run_id)
+    # The plain files make a run directory complete without a server; the report reads them.
+    return CompositeTracker([run, JsonlTracker(folder, run_name, copy_files=False)])
 
 
 def attach_tracker(spec: TrackerSpec) -> Tracker:
     """Go on recording a run in a worker process."""
     if spec.kind == "null":
         return NullTracker()
-    if spec.kind == "jsonl":
-        return JsonlTracker(spec.directory, spec.run_id)
+    if spec.kind == "composite":
+        return CompositeTracker([attach_tracker(part) for part in spec.parts])
+    if spec.kind.startswith("jsonl"):
+        return JsonlTracker(spec.directory, spec.run_id, copy_files=spec.kind == "jsonl")
     from nfs.tracking import mlflow_tracker
 
     return mlflow_tracker.attach_run(spec)

@@ -21,6 +21,7 @@ class TrackerSpec:
     uri: str
     directory: str
     started_ms: int = 0
+    parts: tuple[TrackerSpec, ...] = ()
 
 
 class Tracker(Protocol):

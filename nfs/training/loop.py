@@ -12,6 +12,7 @@ import torch
 
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
+from nfs.runtime.progress import report_progress
 from nfs.runtime.seeding import derive_seed, seed_everything
 from nfs.training.sampler import SeekableSampler
 from nfs.training.state import TrainState, load_state, save_state

@@ -8,6 +8,7 @@ import pytest
 from pydantic import Field
 
 from jobs import _launch
+from nfs.artifacts import Store, write_manifest
 from nfs.config.base import JobConfig
 from nfs.errors import InputError
 
@@ -21,6 +22,7 @@ class ToyConfig(JobConfig):
 def toy_job(monkeypatch):
     module = types.ModuleType("jobs.toy_job")
     module.calls = []
+    module.INCREMENTAL = True
 
     def run(config, job):
         module.calls.append(job.resumed)
@@ -129,3 +131,23 @@ def test_help_is_fast_and_light(repository):
     assert out.returncode == 0
     assert out.stderr == "False"
     assert time.monotonic() - start < 20
+
+
+def test_finished_run_of_a_training_job_is_not_repeated(tmp_path, toy_job, capsys):
+    toy_job.INCREMENTAL = False
+    call(tmp_path)
+    assert call(tmp_path) == 0
+    assert toy_job.calls == [False]
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_changed_input_is_refused(tmp_path, toy_job, capsys):
+    toy_job.INCREMENTAL = False
+    clips = tmp_path / "clips"
+    Store(clips).write_bytes("a", b"1")
+    write_manifest(str(clips), kind="clips", config={})
+    call(tmp_path, f"clips={clips}")
+    Store(clips).write_bytes("a", b"2")
+    write_manifest(str(clips), kind="clips", config={})
+    assert call(tmp_path, f"clips={clips}") == 2
+    assert "clips changed since this run began" in capsys.readouterr().err
