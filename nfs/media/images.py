@@ -141,8 +141,8 @@ def warp_affine(
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
     inverse = invert_affine(matrix)
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    left, top, right, bottom = _source_box(inverse, height, width, margin_px=3.0 + 3.0 / scale)
-    region = Image.fromarray(_mirror_crop(image, (left, top, right, bottom)))
+    left, top, right, bottom = source_box(inverse, height, width, margin_px=3.0 + 3.0 / scale)
+    region = Image.fromarray(mirror_crop(image, (left, top, right, bottom)))
     inverse = inverse - np.array([[0, 0, left], [0, 0, top]])
     if antialias and scale < 0.9:
         reduced = (max(round(region.width * scale), 1), max(round(region.height * scale), 1))
@@ -167,9 +167,10 @@ def apply_affine(matrix: NDArray[np.floating], points: NDArray[np.floating]) -> 
     return mapped + affine[..., None, :, 2]
 
 
-def _source_box(
+def source_box(
     inverse: NDArray[np.float64], height: int, width: int, margin_px: float
 ) -> tuple[int, int, int, int]:
+    """Return the source rectangle that an output of this size needs, given output to source."""
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
     mapped = apply_affine(inverse, corners)
     low = np.floor(mapped.min(axis=0) - margin_px).astype(int)
@@ -177,7 +178,8 @@ def _source_box(
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _mirror_crop(image: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def mirror_crop(image: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Return the rectangle (left, top, right, bottom); what lies outside is mirrored."""
     left, top, right, bottom = box
     height, width = image.shape[:2]
     if left >= 0 and top >= 0 and right <= width and bottom <= height:

@@ -1,0 +1,59 @@
+"""Settings of `jobs.preprocess`: videos and photos in, clips of aligned faces with audio out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nfs.config.base import Config, JobConfig
+
+
+class ClipConfig(Config):
+    """How one clip is processed; any change here makes new units, nothing old is reused."""
+
+    fps: float = Field(25.0, gt=0)
+    """Frames per second of the result; frame k is the source frame nearest in time to k / fps."""
+    crop_size_px: int = Field(256, ge=64, le=2048, multiple_of=2)
+    """Side of the aligned face picture."""
+    crop_smoothing_s: float = Field(0.2, ge=0)
+    """Standard deviation of the smoothing of the crop window over time (0: per frame)."""
+    jpeg_quality: int = Field(95, ge=50, le=100)
+    """JPEG quality of the stored pictures (no chroma subsampling)."""
+    detector: Literal["mtcnn", "dlib"] = "mtcnn"
+    """Face detector; both come with their package."""
+    landmarks: Literal["dlib", "fan"] = "dlib"
+    """68-point detector; `fan` downloads weights and is meant for GPUs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Torch device of the networks; `auto` takes the GPU that the worker was given, if any."""
+    faces: Literal["single", "largest"] = "single"
+    """`single` refuses a clip in which no face is clearly the largest; `largest` takes it anyway."""
+    dominance: float = Field(1.1, ge=1)
+    """How many times as high as the next the largest face must be (median) under faces=single."""
+    smallest_face: float = Field(0.12, gt=0, lt=1)
+    """Least face height, as a part of the shorter side of the picture."""
+    detect_every: int = Field(25, ge=1)
+    """Frames between two looks of the detector; in between the face is followed by its landmarks."""
+    min_score: float = Field(0.5, gt=0, lt=1)
+    """Landmark score under which a frame counts as without a face."""
+    min_face_fraction: float = Field(0.5, ge=0, le=1)
+    """Part of the frames that must show the face; otherwise the clip is refused as `no_face`."""
+    min_frames: int = Field(1, ge=1)
+    """Least number of frames of a clip; otherwise it is refused as `too_short`."""
+
+
+class PreprocessConfig(JobConfig):
+    """Settings of the job `preprocess`."""
+
+    inputs: list[str] = Field(min_length=1)
+    """Videos, photos, folders (searched recursively) and globs such as `data/**/*.mp4`."""
+    clip: ClipConfig = ClipConfig()
+    """How each clip is processed."""
+    max_clip_s: float = Field(60.0, gt=0)
+    """Videos longer than this are cut into clips of about this length (seconds)."""
+    identity_from: Literal["file", "folder"] = "file"
+    """Who is in a clip: one identity per file name, or per parent folder."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Part of the identities held out as split `val` (by a hash of the identity)."""
+    max_bad_fraction: float = Field(1.0, gt=0, le=1)
+    """The job fails when this part of the clips, or more, is bad (1: only when all are)."""
