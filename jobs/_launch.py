@@ -157,6 +157,11 @@ def launch(
     identity = {k: v for k, v in config.tree().items() if k not in NOT_IDENTITY}
     digest = tree_hash({"job": job, **identity})
     name = run_name or f"{short}-{digest}"
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.storage).is_absolute():
+        raise InputError(
+            f"storage={config.storage}: a submitted job runs in a temporary copy of the working "
+            "directory; give an absolute path that every node reaches"
+        )
     place = (directory or Path(config.storage) / name).absolute()
     incremental = getattr(module, "INCREMENTAL", False)
     with _run_lock(place):
