@@ -156,9 +156,7 @@ class ForegroundField(nn.Module):
         self.num_frequencies = num_frequencies
         self.num_ws = num_layers + 2
         sizes = [6 * num_frequencies] + [hidden_dim] * num_layers
-        self.layers = nn.ModuleList(
-            StyleLinear(a, b, w_dim) for a, b in pairwise(sizes)
-        )
+        self.layers = nn.ModuleList(StyleLinear(a, b, w_dim) for a, b in pairwise(sizes))
         self.sigma_head = StyleHead(hidden_dim, 1, w_dim)
         self.feature_head = StyleHead(hidden_dim, feature_dim, w_dim)
         self.colour_head = ColourHead(feature_dim)
@@ -202,9 +200,7 @@ class BackgroundField(nn.Module):
         super().__init__()
         self.num_frequencies = num_frequencies
         sizes = [8 * num_frequencies + latent_dim] + [hidden_dim] * num_layers
-        self.layers = nn.ModuleList(
-            PlainLinear(a, b, relu=True) for a, b in pairwise(sizes)
-        )
+        self.layers = nn.ModuleList(PlainLinear(a, b, relu=True) for a, b in pairwise(sizes))
         self.sigma_head = PlainLinear(hidden_dim, 1, relu=False)
         self.feature_head = PlainLinear(hidden_dim, feature_dim, relu=False)
         self.colour_head = ColourHead(feature_dim)

@@ -7,6 +7,7 @@ map, H/W size of the image. Reference: Gu et al. 2022 (StyleNeRF), spec/stylener
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,13 @@ class Generator(nn.Module):
             num_layers=spec.mapping_num_layers,
             w_avg_beta=spec.w_avg_beta,
         )
+
+    @classmethod
+    def from_checkpoint(cls, directory: str | Path, *, ema: bool = True) -> "Generator":
+        """Return the generator of a checkpoint directory, in eval mode on the CPU."""
+        from nfs.stylenerf.export import load_generator
+
+        return load_generator(directory, ema=ema)
 
     @property
     def z_dim(self) -> int:

@@ -29,8 +29,7 @@ class MappingNetwork(nn.Module):
         self.w_avg_beta = w_avg_beta
         sizes = [z_dim] + [w_dim] * num_layers
         self.layers = nn.ModuleList(
-            EqualLinear(a, b, activation="lrelu", lr_multiplier=0.01)
-            for a, b in pairwise(sizes)
+            EqualLinear(a, b, activation="lrelu", lr_multiplier=0.01) for a, b in pairwise(sizes)
         )
         self.register_buffer("w_avg", torch.zeros(w_dim))
 

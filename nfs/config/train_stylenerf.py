@@ -1,0 +1,224 @@
+"""Settings of `jobs.train_stylenerf`; the defaults are the published FFHQ model at 256 pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nfs.config.base import Config, JobConfig
+
+
+class GeneratorConfig(Config):
+    """Architecture of the generator."""
+
+    z_dim: int = Field(512, ge=1)
+    """Size of the latent."""
+    w_dim: int = Field(512, ge=1)
+    """Size of a style."""
+    img_resolution: int = Field(256, ge=8)
+    """Pixels per side of the image, a power of two."""
+    mapping_num_layers: int = Field(8, ge=1)
+    """Layers of the mapping network."""
+    w_avg_beta: float = Field(0.995, ge=0, lt=1)
+    """Decay of the running mean of styles per step; faster for short runs."""
+    field_hidden_dim: int = Field(128, ge=1)
+    """Width of the foreground field."""
+    field_num_layers: int = Field(8, ge=1)
+    """Hidden layers of the foreground field."""
+    background_dim: int = Field(32, ge=1)
+    """Size of the background code."""
+    background_hidden_dim: int = Field(64, ge=1)
+    """Width of the background field."""
+    background_num_layers: int = Field(4, ge=1)
+    """Hidden layers of the background field."""
+    feature_dim: int = Field(256, ge=4)
+    """Channels of the rendered feature map."""
+    num_frequencies: int = Field(10, ge=1, le=16)
+    """Octaves of the positional encoding."""
+    resolution_vol: int = Field(32, ge=4)
+    """Pixels per side of the rendered feature map, a power of two."""
+    resolution_start: int = Field(32, ge=4)
+    """First resolution of progressive growth, a power of two."""
+    num_samples: int = Field(14, ge=4)
+    """Foreground samples per ray and pass."""
+    num_background_samples: int = Field(4, ge=2)
+    """Background samples per ray."""
+    depth_range: tuple[float, float] = (0.88, 1.12)
+    """Near and far end of the foreground, scene units; the camera is 1 away."""
+    background_start: float = Field(0.5, gt=0, le=1)
+    """Largest inverse radius of the background."""
+    fov_deg: float = Field(12.0, gt=0, lt=120)
+    """Field of view, degrees."""
+    channel_base: float = Field(1.0, gt=0)
+    """Width of a 2-D block: `channel_base * 32768 / resolution`."""
+    channel_max: int = Field(1024, ge=4)
+    """Largest width of a 2-D block."""
+    conv_clamp: float | None = Field(256.0, gt=0)
+    """Clamp of activations in the 2-D blocks; null for none."""
+    magnitude_ema_beta: float = Field(0.999, ge=0, lt=1)
+    """Decay of the running mean square of 2-D inputs per step; faster for short runs."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for name in ("img_resolution", "resolution_vol", "resolution_start"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"{name}={value} is not a power of two")
+        if not self.resolution_start <= self.resolution_vol <= self.img_resolution:
+            raise ValueError("need resolution_start <= resolution_vol <= img_resolution")
+        if self.depth_range[0] >= self.depth_range[1]:
+            raise ValueError("depth_range: near must be below far")
+        return self
+
+
+class DiscriminatorConfig(Config):
+    """Architecture of the discriminator; its resolution is the generator's."""
+
+    channel_base: float = Field(0.5, gt=0)
+    """Width of a block: `channel_base * 32768 / resolution`."""
+    channel_max: int = Field(512, ge=1)
+    """Largest width."""
+    conv_clamp: float | None = Field(256.0, gt=0)
+    """Clamp of activations; null for none."""
+    mbstd_group_size: int = Field(8, ge=1)
+    """Samples per group of the minibatch statistics; divides the batch of one worker."""
+
+
+class PriorCameras(Config):
+    """Cameras drawn from a fixed distribution."""
+
+    kind: Literal["prior"] = "prior"
+    yaw_rad: tuple[float, float] = (-0.3, 0.3)
+    """Range; the gaussian has its mean in the middle and half the width as deviation."""
+    pitch_rad: tuple[float, float] = (math.pi / 2 - 0.155, math.pi / 2 + 0.155)
+    """Range of the polar angle; pi/2 is level."""
+    gaussian: bool = True
+    """Normal instead of uniform."""
+
+
+class FittedCameras(Config):
+    """Cameras drawn from a normal distribution with the mean and spread of fitted head poses."""
+
+    kind: Literal["fits"] = "fits"
+    path: str
+    """Artifact of `jobs.fit_3dmm` for the same clips."""
+    min_spread_rad: float = Field(0.05, gt=0)
+    """Smallest standard deviation of yaw and pitch."""
+    max_spread_rad: float = Field(0.3, gt=0)
+    """Largest standard deviation of yaw and pitch."""
+
+
+class GrowthConfig(Config):
+    """Progressive growth from `resolution_start`; equal ends (0, 0) start at full resolution."""
+
+    start_kimg: float = Field(500.0, ge=0)
+    """Images (thousands) at the first resolution."""
+    end_kimg: float = Field(5000.0, ge=0)
+    """Images (thousands) after which everything is active."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.end_kimg < self.start_kimg:
+            raise ValueError("end_kimg is below start_kimg")
+        return self
+
+
+class ImageData(Config):
+    """Which frames are used, and how."""
+
+    split: str | None = None
+    """Value of the clips' `split` column; null uses all."""
+    mirror: bool = True
+    """Flip half of the images left to right."""
+    max_frames_per_clip: int | None = Field(None, ge=1)
+    """Evenly spaced frames kept of each clip; null keeps all."""
+    cache_row_groups: int = Field(64, ge=1)
+    """Row groups of 32 encoded frames kept in memory (about 1 MB each at 256 px)."""
+
+
+class GanOptimizer(Config):
+    """Adam for both networks and the averaged generator."""
+
+    generator_lr: float = Field(0.0025, gt=0)
+    """Learning rate of the generator."""
+    discriminator_lr: float = Field(0.0025, gt=0)
+    """Learning rate of the discriminator before the correction for lazy regularisation."""
+    betas: tuple[float, float] = (0.0, 0.99)
+    """Adam's decay rates."""
+    ema_kimg: float = Field(20.0, ge=0)
+    """Half-life of the averaged generator, thousands of images."""
+    ema_rampup: float | None = Field(None, gt=0)
+    """Shortens the half-life to this share of the images seen so far; null: constant."""
+
+
+class GanLoss(Config):
+    """Losses."""
+
+    r1_gamma: float = Field(0.5, ge=0)
+    """Weight of the R1 penalty, applied as gamma / 2."""
+    r1_interval: int = Field(16, ge=1)
+    """Steps between R1 penalties, each scaled by the interval."""
+    style_mixing_prob: float = Field(0.9, ge=0, le=1)
+    """Share of batches whose later layers get another style."""
+    share_fakes: bool = False
+    """Train the discriminator on the generator step's images instead of drawing new ones."""
+
+
+class TrainStylenerfConfig(JobConfig):
+    """Train StyleNeRF on the aligned frames of `clips`."""
+
+    clips: str
+    """Artifact of `jobs.preprocess`."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """Generator."""
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Discriminator."""
+    cameras: Annotated[PriorCameras | FittedCameras, Field(discriminator="kind")] = PriorCameras()
+    """Cameras of generated images."""
+    growth: GrowthConfig = GrowthConfig()
+    """Progressive growth."""
+    data: ImageData = ImageData()
+    """Images."""
+    optimizer: GanOptimizer = GanOptimizer()
+    """Optimisers."""
+    loss: GanLoss = GanLoss()
+    """Losses."""
+    total_kimg: float = Field(25_000, gt=0)
+    """Length of the training, thousands of images."""
+    batch_size: int = Field(64, ge=2)
+    """Images per step over all workers."""
+    log_every: int = Field(4_096, ge=1)
+    """Images between points of the loss curves."""
+    evaluate_every: int = Field(40_960, ge=1)
+    """Images between sample grids."""
+    checkpoint_every: int = Field(204_800, ge=1)
+    """Images between saved states."""
+    grid_size: int = Field(8, ge=1, le=32)
+    """Latents per sample grid; each is shown from several cameras."""
+
+    @property
+    def total_samples(self) -> int:
+        """Length of the training in images."""
+        return round(self.total_kimg * 1000)
+
+    @model_validator(mode="after")
+    def _batch(self) -> Self:
+        workers, group = self.launch.num_workers, self.discriminator.mbstd_group_size
+        if self.batch_size % workers:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by launch.num_workers={workers}"
+            )
+        per_worker = self.batch_size // workers
+        if per_worker % min(group, per_worker):
+            raise ValueError(
+                f"{per_worker} images per worker are not a multiple of "
+                f"discriminator.mbstd_group_size={group}"
+            )
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every={self.checkpoint_every} is not a multiple of "
+                f"log_every={self.log_every}"
+            )
+        return self

@@ -1,0 +1,132 @@
+"""From configuration and artifacts to networks, data and the training task."""
+
+from typing import Any
+
+import torch
+
+from nfs.artifacts.manifest import read_manifest
+from nfs.artifacts.tables import iter_files
+from nfs.config.train_stylenerf import FittedCameras, TrainStylenerfConfig
+from nfs.errors import ArtifactError
+from nfs.geometry.cameras import cam2world_to_yaw_pitch, face_rotation_to_cam2world
+from nfs.geometry.rotations import euler_to_matrix
+from nfs.runtime.context import WorkerContext
+from nfs.runtime.seeding import seed_everything
+from nfs.stylenerf.dataset import FrameImages, index_frames
+from nfs.stylenerf.discriminator import Discriminator
+from nfs.stylenerf.export import export_generator, load_discriminator, load_generator
+from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
+from nfs.stylenerf.task import GanSettings, StyleNerfTask
+from nfs.training.loop import LoopSettings, train
+
+__all__ = ["export_generator", "load_discriminator", "load_generator", "train_worker"]
+
+
+def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Train on one rank and return the final metrics.
+
+    Args:
+        tree: `TrainStylenerfConfig` as plain values.
+        context: This rank.
+    """
+    config = TrainStylenerfConfig.from_tree(tree, source="train_stylenerf")
+    read_manifest(config.clips, kind="clips")
+    index = index_frames(
+        config.clips,
+        split=config.data.split,
+        max_frames_per_clip=config.data.max_frames_per_clip,
+    )
+    prior = build_prior(config)
+    if context.rank == 0:
+        context.tracker.log_params(
+            {
+                "data/frames": len(index),
+                "cameras/yaw_rad": prior.yaw_rad,
+                "cameras/pitch_rad": prior.pitch_rad,
+            }
+        )
+    seed_everything("init", config.seed)
+    task = StyleNerfTask(
+        build_generator(config, prior),
+        build_discriminator(config),
+        build_settings(config),
+        card={"trained on": f"{len(index)} frames of {config.clips}", "kimg": config.total_kimg},
+    )
+    dataset = FrameImages(
+        config.clips,
+        index,
+        resolution=config.generator.img_resolution,
+        mirror=config.data.mirror,
+        cache_row_groups=config.data.cache_row_groups,
+    )
+    settings = LoopSettings(
+        total_samples=config.total_samples,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        seed=config.seed,
+    )
+    return dict(train(task, dataset, settings, context))
+
+
+def build_generator(config: TrainStylenerfConfig, prior: CameraPrior) -> Generator:
+    """Return an untrained generator."""
+    return Generator(GeneratorSpec(**config.generator.model_dump(), cameras=prior))
+
+
+def build_discriminator(config: TrainStylenerfConfig) -> Discriminator:
+    """Return an untrained discriminator for the generator's images."""
+    return Discriminator(
+        DiscriminatorSpec(
+            img_resolution=config.generator.img_resolution,
+            lowres_head=config.generator.resolution_start,
+            **config.discriminator.model_dump(),
+        )
+    )
+
+
+def build_settings(config: TrainStylenerfConfig) -> GanSettings:
+    """Return the numbers of the training."""
+    return GanSettings(
+        batch_size=config.batch_size,
+        growth_start_kimg=config.growth.start_kimg,
+        growth_end_kimg=config.growth.end_kimg,
+        grid_size=config.grid_size,
+        **config.optimizer.model_dump(),
+        **config.loss.model_dump(),
+    )
+
+
+def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
+    """Return the camera distribution: configured, or that of fitted head poses."""
+    cameras = config.cameras
+    if isinstance(cameras, FittedCameras):
+        return fitted_prior(cameras)
+    return CameraPrior(
+        yaw_rad=cameras.yaw_rad, pitch_rad=cameras.pitch_rad, gaussian=cameras.gaussian
+    )
+
+
+def fitted_prior(cameras: FittedCameras) -> CameraPrior:
+    """Return a gaussian with the mean and the (limited) spread of the cameras of a `fits` artifact.
+
+    Raises:
+        ArtifactError: If no frame has a fit.
+    """
+    read_manifest(cameras.path, kind="fits")
+    angles: list[list[float]] = []
+    for _, table in iter_files(cameras.path, "fits", ["rotation_rad", "status"]):
+        rows = zip(table["rotation_rad"].to_pylist(), table["status"].to_pylist(), strict=True)
+        angles.extend(rotation for rotation, status in rows if status == "ok")
+    if not angles:
+        raise ArtifactError(f"{cameras.path}: no fit with status ok")
+    poses = face_rotation_to_cam2world(euler_to_matrix(torch.tensor(angles)))
+    limits = []
+    for values in cam2world_to_yaw_pitch(poses):
+        middle = float(values.mean())
+        spread = float(values.std(correction=0))
+        spread = min(max(spread, cameras.min_spread_rad), cameras.max_spread_rad)
+        limits.append((middle - spread, middle + spread))
+    return CameraPrior(yaw_rad=limits[0], pitch_rad=limits[1])
