@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +189,7 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
         seconds = time.monotonic() - start
         artifacts = dict(outcome.get("artifacts", {}))
         run.tracker.log_metrics({"time/job_s": seconds}, step=0)
-        run.tracker.link(inputs=list(_input_ids(config)), outputs=list(artifacts.values()))
+        run.tracker.link(inputs=_input_ids(config), outputs=_artifact_ids(artifacts.values()))
         run.tracker.log_file(run.directory / CONFIG_FILE)
         result = {
             "job": run.job,
@@ -337,10 +337,13 @@ def _open_tracker(
 
 def _input_ids(config: JobConfig) -> dict[str, str]:
     """Return path -> artifact id of the stage directories among the settings."""
+    return _artifact_ids(v for _, v in flatten(config.tree()) if isinstance(v, str) and v)
+
+
+def _artifact_ids(paths: Iterable[str]) -> dict[str, str]:
     from nfs.artifacts import Store, read_manifest
     from nfs.artifacts.manifest import MANIFEST
 
-    paths = [v for _, v in flatten(config.tree()) if isinstance(v, str) and v]
     return {p: read_manifest(p).id for p in paths if Store(p).exists(MANIFEST)}
 
 

@@ -57,7 +57,7 @@ class CompositeTracker:
         for tracker in self._trackers:
             tracker.set_tags(tags)
 
-    def link(self, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+    def link(self, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
         """Forward."""
         for tracker in self._trackers:
             tracker.link(inputs=inputs, outputs=outputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ class JsonlTracker:
         """Merge into `tags.json`."""
         self._merge("tags.json", tags)
 
-    def link(self, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+    def link(self, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
         """Merge into `lineage.json`."""
-        self._merge("lineage.json", {"inputs": list(inputs), "outputs": list(outputs)})
+        self._merge("lineage.json", {"inputs": dict(inputs), "outputs": dict(outputs)})
 
     def flush(self) -> None:
         """Every call writes through."""

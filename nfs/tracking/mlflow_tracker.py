@@ -7,16 +7,17 @@ again fall on themselves.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import numpy as np
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
@@ -87,10 +88,24 @@ class MlflowTracker:
         """Record tags."""
         self._client.log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
-    def link(self, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
-        """Record lineage as tags `nfs.input.N`, `nfs.output.N`."""
-        pairs = [(f"nfs.input.{i}", uri) for i, uri in enumerate(inputs)]
-        pairs += [(f"nfs.output.{i}", uri) for i, uri in enumerate(outputs)]
+    def link(self, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+        """Record inputs as datasets, and both as tags `nfs.input.<id>`, `nfs.output.<id>`."""
+        used = [
+            DatasetInput(
+                Dataset(
+                    name=Path(uri).name,
+                    digest=artifact_id[-12:],
+                    source_type="local",
+                    source=json.dumps({"uri": uri}),
+                ),
+                [InputTag("mlflow.data.context", "input")],
+            )
+            for uri, artifact_id in inputs.items()
+        ]
+        if used:
+            self._client.log_inputs(self.run_id, datasets=used)
+        pairs = [(f"nfs.input.{i}", uri) for uri, i in inputs.items()]
+        pairs += [(f"nfs.output.{i}", uri) for uri, i in outputs.items()]
         if pairs:
             self.set_tags(dict(pairs))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class NullTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Ignore."""
 
-    def link(self, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+    def link(self, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
         """Ignore."""
 
     def flush(self) -> None:

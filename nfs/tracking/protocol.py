@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -60,8 +60,8 @@ class Tracker(Protocol):
         """Record tags."""
         ...
 
-    def link(self, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
-        """Record the artifact directories that a run read and wrote (lineage)."""
+    def link(self, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+        """Record lineage: artifact directory -> artifact id, of what the run read and wrote."""
         ...
 
     def flush(self) -> None:

@@ -26,7 +26,7 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, beta: float) -> None:
         """Move the copy towards `module`: `ema <- beta * ema + (1 - beta) * module`."""
-        ours, theirs = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(ours, [p.detach() for p in theirs], 1 - beta)
+        ours = [p.data for p in self.module.parameters()]
+        torch._foreach_lerp_(ours, [p.data for p in module.parameters()], 1 - beta)
         for mine, other in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(other)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def train(
         if crossed(settings.checkpoint_every) or done or not go_on:
             context.tracker.flush()
             state = TrainState(samples_seen, task.state_dict(), history)
-            context.save(lambda d, s=state: save_state(d, s), {"samples_seen": samples_seen})
+            context.save(partial(save_state, state), {"samples_seen": samples_seen})
         if not go_on:
             break
     if context.rank == 0:

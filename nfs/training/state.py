@@ -30,7 +30,7 @@ class TrainState:
     history: dict[str, float]
 
 
-def save_state(directory: Path, state: TrainState) -> None:
+def save_state(state: TrainState, directory: Path) -> None:
     """Write a state into a directory (the caller makes it appear atomically)."""
     tree = {"samples_seen": state.samples_seen, "task": state.task, "history": state.history}
     torch.save(tree, directory / STATE)

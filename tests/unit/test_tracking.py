@@ -27,7 +27,7 @@ def test_every_tracker_accepts_the_protocol(mlflow_storage, kind):
     tracker.log_image("grid", np.zeros((8, 8, 3), np.uint8), 8)
     tracker.log_text("hello", "note.txt")
     tracker.log_file(__file__, "code")
-    tracker.link(inputs=["/a"], outputs=["/b"])
+    tracker.link(inputs={"/a": "clips-0123"}, outputs={"/b": "fits-4567"})
     again = attach_tracker(tracker.spec())
     again.log_metrics({"loss/g": 0.5}, 16)
     again.flush()
@@ -57,6 +57,7 @@ def test_mlflow_records_nested_runs_and_resumes_without_doubling(mlflow_storage)
     again.log_metrics({"loss/g": 0.5}, 16)
     again.log_image("grid", np.zeros((8, 8, 3), np.uint8), 16)
     again.finish("FINISHED")
+    again.link(inputs={"/data/clips": "clips-0123456789ab"}, outputs={"/data/fits": "fits-1"})
     client = MlflowClient(f"sqlite:///{mlflow_storage}/mlflow.db")
     points = client.get_metric_history(child.run_id, "loss/g")
     assert [(p.step, p.value) for p in points] == [(8, 1.0), (16, 0.5)]
@@ -65,3 +66,5 @@ def test_mlflow_records_nested_runs_and_resumes_without_doubling(mlflow_storage)
     assert run.info.status == "FINISHED"
     assert [a.path for a in client.list_artifacts(child.run_id, "images")]
     assert run.info.artifact_uri.startswith(str(mlflow_storage))
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["clips"]
+    assert run.data.tags["nfs.output.fits-1"] == "/data/fits"
