@@ -60,8 +60,10 @@ class WorldLocked(Config):
 
     kind: Literal["world_locked"] = "world_locked"
     """Tag."""
+    interpolation: Literal["linear", "nearest"] = "linear"
+    """Between moved vertices: linear on their triangulation, or the mean of the nearest ones."""
     neighbours: int = Field(4, ge=1)
-    """Nearest moved vertices that are averaged."""
+    """Nearest moved vertices averaged outside the mesh (inside too for `nearest`)."""
     falloff_radius: float = Field(0.04, gt=0)
     """Reach beyond the face, fraction of the image side."""
     ramp_start: float = Field(0.03, ge=0)
@@ -69,7 +71,7 @@ class WorldLocked(Config):
     ramp_end: float = Field(0.10, gt=0)
     """Depth behind the face surface that does not move, camera radii."""
     calibrate_depth: bool = True
-    """Measure where the generator put the face surface instead of trusting the fit's depth."""
+    """Move the face to where the generator renders it instead of trusting the fit's distance."""
 
     @model_validator(mode="after")
     def _ramp(self) -> Self:

@@ -13,6 +13,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from nfs.talker.interpolation import ScatteredVertices
 from nfs.talker.plane import TAN_HALF_FOV, plane_to_world_offset, world_to_plane
 
 SAME_PIXEL = 1e-5
@@ -23,8 +24,11 @@ SAME_PIXEL = 1e-5
 class WarpSettings:
     """Shape of the world-locked warp."""
 
+    linear: bool = True
+    """Linear between the moved vertices around a sample; False averages the nearest ones, which
+    repeats the texture of each vertex where the mesh is stretched (lips, lids)."""
     neighbours: int = 4
-    """Nearest moved vertices that are averaged."""
+    """Nearest moved vertices that are averaged: outside the mesh, and inside if not `linear`."""
     falloff_radius: float = 0.04
     """r0 of `exp(-(r / r0)^2)`, r = distance beyond the mesh, fraction of the image side."""
     ramp_start: float = 0.03
@@ -45,8 +49,12 @@ class WorldLockedWarp:
     Args:
         reference: `[V, 3]` world vertices of the face as the generator shows it undeformed.
         moved: `[B, V, 3]` world vertices of the B frames.
+        visible: `[B, V]` bool, vertices that may lend their motion; None = all. A hidden vertex lies
+            over visible ones in the image plane and would lend them a foreign motion.
         settings: Shape of the warp.
-        depth_offset: Depth of the generator's surface minus that of the vertices, camera radii.
+
+    Raises:
+        ValueError: If shapes do not fit or a frame has no visible vertex.
     """
 
     def __init__(
@@ -54,8 +62,8 @@ class WorldLockedWarp:
         reference: Tensor,
         moved: Tensor,
         *,
+        visible: Tensor | None = None,
         settings: WarpSettings | None = None,
-        depth_offset: float = 0.0,
     ):
         if moved.shape[1:] != reference.shape:
             raise ValueError(
@@ -64,7 +72,10 @@ class WorldLockedWarp:
             )
         self.reference, self.moved = reference, moved
         self.settings = settings or WarpSettings()
-        self.depth_offset = depth_offset
+        everything = torch.ones(moved.shape[:2], dtype=torch.bool, device=moved.device)
+        self.visible = everything if visible is None else visible.expand_as(everything)
+        if not self.visible.any(1).all():
+            raise ValueError("a frame has no visible vertex")
 
     def __call__(self, points: Tensor, cam2world: Tensor) -> Tensor:
         """Return moved sample points `[B, N, S, 3]`."""
@@ -78,14 +89,12 @@ class WorldLockedWarp:
         middle = plane[:, :, plane.shape[2] // 2 : plane.shape[2] // 2 + 1]
         one_query_per_ray = bool(((plane - middle).abs() < SAME_PIXEL).all())
         query = middle if one_query_per_ray else plane
-        offset, near_surface = zip(
-            *(
-                self._interpolate(query[i], moved[i], displacement[i], surface[i])
-                for i in range(len(points))
-            ),
-            strict=True,
-        )
-        behind = depth - (torch.stack(near_surface) + self.depth_offset)
+        found = []
+        for i, keep in enumerate(self.visible):
+            vertices = (moved[i, keep], displacement[i, keep], surface[i, keep])
+            found.append(self._interpolate(query[i], *vertices))
+        offset, near_surface = zip(*found, strict=True)
+        behind = depth - torch.stack(near_surface)
         shift = torch.stack(offset) * self._ramp(behind)[..., None]
         return points + plane_to_world_offset(shift, depth, cam2world, tan)
 
@@ -93,20 +102,16 @@ class WorldLockedWarp:
         self, query: Tensor, moved: Tensor, displacement: Tensor, surface: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Interpolate displacement `[N, S', 2]` and surface depth `[N, S']` at plane points."""
-        count = min(self.settings.neighbours, len(moved))
-        tree = cKDTree(moved.detach().cpu().double().numpy())
         where = query.detach().cpu().double().numpy().reshape(-1, 2)
-        distance, index = tree.query(where, k=count)
-        distance = np.asarray(distance).reshape(len(where), count)
-        nearest = torch.as_tensor(np.asarray(index).reshape(len(where), count))
-        weight = 1.0 / (distance + 1e-6)
-        weight /= weight.sum(1, keepdims=True)
-        outside = np.maximum(distance[:, 0] - _spacing(tree), 0.0)
+        mesh = ScatteredVertices(moved.detach().cpu().double().numpy())
+        index, weight, outside = mesh.interpolate(
+            where, neighbours=self.settings.neighbours, linear=self.settings.linear
+        )
         falloff = np.exp(-((outside / self.settings.falloff_radius) ** 2))
+        nearest = torch.as_tensor(index).to(query.device)
         weights = torch.as_tensor(weight, dtype=query.dtype).to(query.device)
-        nearest = nearest.to(query.device)
-        offset = (displacement[nearest] * weights[..., None]).sum(1)
-        offset = offset * torch.as_tensor(falloff[:, None], dtype=query.dtype).to(query.device)
+        weakened = torch.as_tensor(weight * falloff[:, None], dtype=query.dtype).to(query.device)
+        offset = (displacement[nearest] * weakened[..., None]).sum(1)
         depth = (surface[nearest] * weights).sum(1)
         return offset.reshape(query.shape), depth.reshape(query.shape[:-1])
 
@@ -170,17 +175,6 @@ def original_anchors(vertices_px: Tensor, torso_px: Tensor | None = None) -> Ten
 def scale_to_world(pixels: Tensor, size_px: int) -> Tensor:
     """Map `[0, size]` linearly to `[-0.10, 0.10]` (exact at depth 0.951 only, quirk T4)."""
     return -0.10 + 0.20 * pixels / size_px
-
-
-def _spacing(tree: cKDTree) -> float:
-    """Return the median distance of a vertex to its nearest neighbour.
-
-    Inside the mesh no point is farther than about this from a vertex, so that a coarse mesh does
-    not weaken the motion it carries.
-    """
-    if tree.n < 2:
-        return 0.0
-    return float(np.median(tree.query(tree.data, k=2)[0][:, 1]))
 
 
 def _change_camera(points: Tensor, source: Tensor, target: Tensor) -> Tensor:

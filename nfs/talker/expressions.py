@@ -20,7 +20,6 @@ from nfs.audio.mel import SAMPLE_RATE_HZ, SILENCE, mel_windows, melspectrogram
 from nfs.errors import InputError
 
 BLINK_NAMES = ("eyeBlinkLeft", "eyeBlinkRight")
-NUM_ARKIT = 52
 MAX_GAP_FRAMES = 5
 SETTLE_FRAMES = 16
 
@@ -158,27 +157,9 @@ def smooth(expression: Tensor, window: int, order: int = 2) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(expression.dtype)
 
 
-def clamp_arkit(expression: Tensor, names: Sequence[str]) -> Tensor:
-    """Clamp the coefficients that are ARKit blend shapes to [0, 1].
-
-    Args:
-        expression: `[T, E]`.
-        names: Coefficient names of the face model. A model without ARKit axes (BFM) has other
-            names and is returned unchanged.
-    """
-    bounded = arkit_columns(names)
-    if not bounded:
-        return expression
-    result = expression.clone()
-    result[:, bounded] = result[:, bounded].clamp(0, 1)
-    return result
-
-
-def arkit_columns(names: Sequence[str]) -> list[int]:
-    """Return the columns of ARKit coefficients; empty for models without them."""
-    if "jawOpen" not in names:
-        return []
-    return list(range(min(NUM_ARKIT, len(names))))
+def clamp_bounds(expression: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Clamp `[T, E]` to the face model's bounds `[E]`: [0, 1] on ARKit axes, none elsewhere."""
+    return torch.minimum(torch.maximum(expression, lower), upper)
 
 
 def add_blinks(expression: Tensor, names: Sequence[str], *, fps: float, seed: int) -> Tensor:

@@ -14,12 +14,12 @@ import math
 import torch
 from torch import Tensor
 
+from nfs.morphable.projection import CAMERA_DISTANCE, FOCAL_224, REFERENCE_SIZE_PX
+
 TAN_HALF_FOV = math.tan(math.radians(6.0))
 """Half frame of the generator at depth 1 (field of view 12 degrees)."""
-MODEL_TAN_HALF_FOV = 112.0 / 1015.0
+MODEL_TAN_HALF_FOV = REFERENCE_SIZE_PX / 2 / FOCAL_224
 """Half frame of the face model's camera at depth 1 (spec/morphable.md 2.6)."""
-MODEL_DISTANCE_DM = 10.0
-"""Distance of the face model's camera to its origin, decimetres."""
 
 
 def world_to_plane(
@@ -75,12 +75,12 @@ def face_to_world(posed: Tensor, cam2world: Tensor, tan_half_fov: float = TAN_HA
         cam2world: `[B, 4, 4]` camera that belongs to the pose of the fit.
         tan_half_fov: Half frame of the generator at depth 1.
     """
-    lateral = tan_half_fov / (MODEL_TAN_HALF_FOV * MODEL_DISTANCE_DM)
+    lateral = tan_half_fov / (MODEL_TAN_HALF_FOV * CAMERA_DISTANCE)
     camera = torch.stack(
         (
             posed[..., 0] * lateral,
             -posed[..., 1] * lateral,
-            1.0 - posed[..., 2] / MODEL_DISTANCE_DM,
+            1.0 - posed[..., 2] / CAMERA_DISTANCE,
         ),
         dim=-1,
     )

@@ -74,12 +74,20 @@ def test_far_from_the_face_and_far_behind_it_nothing_moves():
     assert (warp(front, camera) - front).abs().max() > 0.008
 
 
-def test_depth_offset_moves_the_ramp():
+def test_hidden_vertices_lend_no_motion():
     camera, face = _camera(), _face()
-    moved = (face + torch.tensor([0.0, 0.0, -0.01]))[None]
-    behind = torch.tensor([[[[-0.10, 0.0, 0.0]]]])
-    warp = WorldLockedWarp(face, moved, depth_offset=0.12)
-    assert (warp(behind, camera) - behind).abs().max() > 0.008
+    hidden = face - torch.tensor([0.05, 0.0, 0.0])
+    both = torch.cat((face, hidden))
+    moved = torch.cat((face + torch.tensor([0.0, 0.0, -0.01]), hidden))[None]
+    sample = torch.tensor([[[[0.02, 0.011, -0.013]]]])
+    visible = torch.arange(len(both)) < len(face)
+    clean = WorldLockedWarp(both, moved, visible=visible[None])(sample, camera)
+    alone = WorldLockedWarp(face, moved[:, : len(face)])(sample, camera)
+    assert torch.equal(clean, alone)
+    mixed = WorldLockedWarp(both, moved)(sample, camera)
+    assert (mixed - alone).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="no visible vertex"):
+        WorldLockedWarp(face, face[None], visible=torch.zeros(1, len(face), dtype=torch.bool))
 
 
 def test_one_query_per_ray_equals_one_query_per_sample():
