@@ -27,13 +27,13 @@ class ClipConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Torch device of the networks; `auto` takes the GPU that the worker was given, if any."""
     faces: Literal["single", "largest"] = "single"
-    """`single` refuses a clip in which no face is clearly the largest; `largest` takes it anyway."""
+    """`single` refuses a clip in which no face is clearly largest; `largest` takes it anyway."""
     dominance: float = Field(1.1, ge=1)
     """How many times as high as the next the largest face must be (median) under faces=single."""
     smallest_face: float = Field(0.12, gt=0, lt=1)
     """Least face height, as a part of the shorter side of the picture."""
     detect_every: int = Field(25, ge=1)
-    """Frames between two looks of the detector; in between the face is followed by its landmarks."""
+    """Frames between two looks of the detector; in between the landmarks lead on."""
     min_score: float = Field(0.5, gt=0, lt=1)
     """Landmark score under which a frame counts as without a face."""
     min_face_fraction: float = Field(0.5, ge=0, le=1)

@@ -6,7 +6,7 @@ second cuts and encodes the aligned faces once the smoothed crop of the whole cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from nfs.face.protocols import Array
 from nfs.face.tracking import FaceTracker, TrackSettings
 from nfs.media.audio import read_audio
 from nfs.media.images import apply_affine, encode_jpeg, warp_affine
-from nfs.media.video import VideoInfo, probe, read_frames
+from nfs.media.video import TimedFrame, VideoInfo, probe, read_frames
 
 SAMPLE_RATE_HZ = 16000
 
@@ -95,7 +95,7 @@ class ClipWork:
     def _find(self, item: Item) -> Keypoints:
         """First pass: follow the face; decide whether the clip is usable."""
         config, path = self.config, item["path"]
-        settings = TrackSettings(config.detect_every, config.min_score, config.dominance)
+        settings = TrackSettings(config.detect_every, config.min_score)
         tracker = FaceTracker(self.detector, self.points, settings)
         found = extract_keypoints((image for _, image in self._read(item)), tracker)
         count, seen = len(found.valid), int(found.valid.sum())
@@ -106,17 +106,17 @@ class ClipWork:
         if seen == 0 or seen < config.min_face_fraction * count:
             raise ClipError(
                 "no_face",
-                f"{path}: a face in {seen} of {count} frames, needs "
-                f"clip.min_face_fraction={config.min_face_fraction:g} of them; frontal faces at "
-                f"least {config.smallest_face:g} of the picture's shorter side are found",
+                f"{path}: a whole face in {seen} of {count} frames, needs "
+                f"clip.min_face_fraction={config.min_face_fraction:g} of them (faces cut off by "
+                f"the edge or under {config.smallest_face:g} of the shorter side do not count)",
             )
         ratio = tracker.height_ratio
         if config.faces == "single" and ratio < config.dominance:
             raise ClipError(
                 "multiple_faces",
-                f"{path}: {tracker.most_faces} faces, the largest only {ratio:.2f} times as high as "
-                f"the next (clip.dominance={config.dominance:g}); crop the file to one person, or "
-                "set clip.faces=largest",
+                f"{path}: {tracker.most_faces} faces, the largest only {ratio:.2f} times as high "
+                f"as the next (clip.dominance={config.dominance:g}); crop the file to one person, "
+                "or set clip.faces=largest",
             )
         return found
 
@@ -163,7 +163,7 @@ class ClipWork:
         }
         return pa.Table.from_pylist([row], schema=AUDIO)
 
-    def _read(self, item: Item) -> Any:  # noqa: ANN401 - iterator of (time, frame)
+    def _read(self, item: Item) -> Iterator[TimedFrame]:
         start_s, end_s = float(item.get("start_s") or 0.0), item.get("end_s")
         return read_frames(item["path"], fps=self.config.fps, start_s=start_s, end_s=end_s)
 

@@ -17,6 +17,8 @@ from nfs.face.protocols import (
 )
 
 _SAME_FACE = 0.3
+# A face cut off by the picture's edge is no training picture: most points must be inside.
+_MIN_INSIDE = 0.9
 _LARGEST_STEP = 0.5
 _LARGEST_GROWTH = 1.4
 _RETRY_FRAMES = 3
@@ -28,13 +30,11 @@ class TrackSettings:
     """How a face is followed.
 
     `detect_every` frames the detector looks again; a landmark score under `min_score` (0 to 1)
-    loses the face; the largest face is clear when `dominance` times as high as the next
-    (median over the checks).
+    loses the face, as does a face cut off by the edge of the picture.
     """
 
     detect_every: int = 25
     min_score: float = 0.5
-    dominance: float = 1.1
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,12 @@ class FaceTracker:
         if self._previous is None:
             return None
         points, score = self.points.follow(image, self._previous)
-        if score < self.settings.min_score or _jumped(self._previous, points):
+        if _jumped(self._previous, points):
+            return None
+        return self._accepted(image, points, score)
+
+    def _accepted(self, image: Image, points: Array, score: float) -> TrackedFace | None:
+        if score < self.settings.min_score or _inside(image, points) < _MIN_INSIDE:
             return None
         return TrackedFace(points, score)
 
@@ -115,16 +120,22 @@ class FaceTracker:
                     return followed
                 chosen = int(shared.argmax())
         points, scores = self.points.landmarks(image, found.boxes[chosen : chosen + 1])
-        if scores[0] < self.settings.min_score:
+        result = self._accepted(image, points[0], float(scores[0]))
+        if result is None:
             self._frames_to_check = min(_RETRY_FRAMES, self.settings.detect_every) - 1
-            return None
-        return TrackedFace(points[0], float(scores[0]))
+        return result
 
     def _count(self, found: Detections) -> None:
         self.most_faces = max(self.most_faces, len(found))
         if len(found) > 0:
             heights = found.boxes[:, 3] - found.boxes[:, 1]
             self.ratios.append(float(heights[0] / heights[1]) if len(found) > 1 else np.inf)
+
+
+def _inside(image: Image, points: Array) -> float:
+    height, width = image.shape[:2]
+    within = (points >= 0) & (points <= np.array([width, height]))
+    return float(within.all(axis=-1).mean())
 
 
 def _jumped(before: Array, after: Array) -> bool:

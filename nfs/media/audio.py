@@ -11,7 +11,7 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from nfs.errors import ClipError
-from nfs.media.video import open_media, origin_s
+from nfs.media.video import open_media, origin_s, reason_of
 
 _SEEK_MARGIN_S = 0.5
 _CODEC_PADDING_S = 0.2
@@ -78,7 +78,7 @@ def read_audio(
             parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
         except (av.error.FFmpegError, OSError) as error:
             where = sum(map(len, parts)) / sample_rate_hz
-            message = f"{path}: audio broke off after {where:.2f} s: {error}"
+            message = f"{path}: audio broke off after {where:.2f} s: {reason_of(error)}"
             raise ClipError("decode_error", message) from None
     if first_s is None:
         raise ClipError("decode_error", f"{path}: no audio could be decoded")

@@ -128,7 +128,7 @@ def warp_affine(
 ) -> NDArray[np.uint8]:
     """Resample an image under an affine map; what lies outside is mirrored at the border.
 
-    A reduction is done with a Lanczos filter over the needed region, then the (near) unit-scale
+    A reduction is done with a Hamming filter over the needed region, then the (near) unit-scale
     rest of the map with `resample`.
 
     Args:
@@ -147,7 +147,7 @@ def warp_affine(
     if antialias and scale < 0.9:
         reduced = (max(round(region.width * scale), 1), max(round(region.height * scale), 1))
         ratio = np.array([[reduced[0] / region.width], [reduced[1] / region.height]])
-        region = region.resize(reduced, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        region = region.resize(reduced, Image.Resampling.HAMMING, reducing_gap=3.0)
         inverse = inverse * ratio
     coefficients = tuple(float(v) for v in inverse.ravel())
     warped = region.transform((width, height), Image.Transform.AFFINE, coefficients, resample)

@@ -180,7 +180,7 @@ def _decoded(
             count, time_s = count + 1, frame.time or time_s
             yield frame
     except (av.error.FFmpegError, OSError) as error:
-        raise ClipError("decode_error", _broken(path, count, time_s, str(error))) from None
+        raise ClipError("decode_error", _broken(path, count, time_s, reason_of(error))) from None
 
 
 def _check_complete(
@@ -209,6 +209,11 @@ def _declared_duration_s(
     if container.duration is not None:
         return container.duration / av.time_base if not container.streams.audio else None
     return None
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason of an FFmpeg or system error, without its number."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _broken(path: str | Path, frame: int, time_s: float, reason: str) -> str:

@@ -1,0 +1,156 @@
+"""Videos and photos to clips: aligned faces, 68 landmarks, audio and mel.
+
+python -m jobs.preprocess jobs/configs/preprocess/base.yaml 'inputs=[videos/]'
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from jobs._launch import JobRun, job_main
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tqdm import tqdm
+
+    from nfs.config.preprocess import PreprocessConfig
+
+logger = logging.getLogger("nfs.jobs")
+
+INCREMENTAL = True
+"""The inputs may have grown: the same command looks again and does what is new."""
+
+CONTACT_SHEET_CLIPS = 16
+
+
+def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
+    """Process every input and return counts, timings and the clips artifact."""
+    from nfs.artifacts import write_manifest
+    from nfs.audio.mel import melspectrogram
+    from nfs.face.clip import ClipWork
+    from nfs.face.sources import distinct, list_files, make_items
+    from nfs.runtime import run_units
+
+    sources, copies = distinct(list_files(config.inputs))
+    for copy in copies:
+        logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
+    items = make_items(sources, config)
+    uri, started = job.output("clips"), time.monotonic()
+    make_work = partial(ClipWork, config.clip.tree(), melspectrogram)
+    with job.progress(len(items), "clips") as bar:
+        run_units(
+            items, make_work, uri, config.launch, partial(_show, bar), primary=ClipWork.primary
+        )
+    _delete_stale(uri, {item["key"] for item in items})
+    rows = _clip_rows(uri, items)
+    bad = [row for row in rows if row["status"] != "ok"]
+    counts = _counts(rows, copies)
+    write_manifest(
+        uri,
+        kind="clips",
+        config=config.tree(),
+        counts=counts,
+        quarantined=[
+            {"item": row["source_uri"], "reason": f"{row['status']}: {row['error']}"} for row in bad
+        ],
+        extra={"duplicates": copies},
+    )
+    metrics = {f"preprocess/{name}": float(value) for name, value in counts.items()}
+    metrics["time/preprocess_s"] = time.monotonic() - started
+    job.tracker.log_metrics(metrics, step=len(items))
+    good = [(item, row) for item, row in zip(items, rows, strict=True) if row["status"] == "ok"]
+    if good:
+        sheet = _contact_sheet(uri, [item for item, _ in good[:CONTACT_SHEET_CLIPS]])
+        job.tracker.log_image("preprocess/contact_sheet", sheet, step=len(items))
+    _check_bad(bad, len(items), config.max_bad_fraction)
+    return {"metrics": metrics, "artifacts": {"clips": uri}}
+
+
+def _show(bar: tqdm[Any], result: Mapping[str, Any]) -> None:
+    if result["status"] not in ("ok", "skipped"):
+        logger.warning("left out: %s", result["error"])
+    bar.update(1)
+
+
+def _delete_stale(uri: str, keys: set[str]) -> None:
+    """Delete the units of files that are no longer among the inputs."""
+    from pathlib import PurePosixPath
+
+    from nfs.artifacts import Store
+
+    store = Store(uri)
+    for table in ("clips", "frames", "audio"):
+        for path in store.list(table):
+            if PurePosixPath(path).stem not in keys:
+                logger.warning("%s: its source is no longer among the inputs, deleted", path)
+                store.delete(path)
+
+
+def _clip_rows(uri: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the committed clips row of each item, in order."""
+    from nfs.artifacts import Store
+
+    store, rows = Store(uri), []
+    for item in items:
+        with store.open_parquet(f"clips/{item['key']}.parquet") as parquet:
+            rows.append(parquet.read().to_pylist()[0])
+    return rows
+
+
+def _counts(rows: list[dict[str, Any]], copies: list[dict[str, str]]) -> dict[str, int]:
+    good = [row for row in rows if row["status"] == "ok"]
+    counts = {
+        "clips": len(rows),
+        "clips_ok": len(good),
+        "clips_bad": len(rows) - len(good),
+        "duplicates": len(copies),
+        "frames": sum(row["num_frames"] for row in good),
+        "clips_with_audio": sum(row["has_audio"] for row in good),
+        "identities": len({row["identity_id"] for row in good}),
+    }
+    for status in sorted({row["status"] for row in rows} - {"ok"}):
+        counts[f"clips_{status}"] = sum(row["status"] == status for row in rows)
+    return counts
+
+
+def _contact_sheet(uri: str, items: list[dict[str, Any]]) -> np.ndarray:
+    """Return the first, middle and last frame of some clips with their landmarks."""
+    import numpy as np
+
+    from nfs.artifacts import Store
+    from nfs.face.drawing import draw_landmarks
+    from nfs.media.images import decode_jpeg, image_grid
+
+    store, tiles = Store(uri), []
+    for item in items:
+        with store.open_parquet(f"frames/{item['key']}.parquet") as parquet:
+            count = parquet.metadata.num_rows
+            frames = parquet.read(columns=["image_jpeg", "landmarks_px", "status"])
+        for index in (0, count // 2, count - 1):
+            row = frames.slice(index, 1).to_pylist()[0]
+            points = np.array(row["landmarks_px"]).reshape(68, 2)
+            caption = f"{item['clip_id']} {index}" + ("" if row["status"] == "ok" else " no face")
+            tiles.append(draw_landmarks(decode_jpeg(row["image_jpeg"]), points, caption))
+    return image_grid(tiles, columns=6)
+
+
+def _check_bad(bad: list[dict[str, Any]], count: int, max_bad_fraction: float) -> None:
+    """Stop when too many clips are bad; the artifact and its reasons stay."""
+    from nfs.errors import InputError
+
+    if not bad or len(bad) < max_bad_fraction * count:
+        return
+    reasons = "\n".join(f"  {row['status']}: {row['error']}" for row in bad[:5])
+    more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
+    raise InputError(
+        f"inputs: {len(bad)} of {count} clips are unusable "
+        f"(max_bad_fraction={max_bad_fraction:g}):\n{reasons}{more}"
+    )
+
+
+if __name__ == "__main__":
+    job_main("preprocess", "nfs.config.preprocess:PreprocessConfig")
