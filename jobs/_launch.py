@@ -337,7 +337,19 @@ def _open_tracker(
 
 def _input_ids(config: JobConfig) -> dict[str, str]:
     """Return path -> artifact id of the stage directories among the settings."""
-    return _artifact_ids(v for _, v in flatten(config.tree()) if isinstance(v, str) and v)
+    return _artifact_ids(_strings(config.tree()))
+
+
+def _strings(tree: object) -> Iterator[str]:
+    """Yield every text among the settings; of an override `key=value` its value."""
+    if isinstance(tree, str) and tree:
+        yield tree.partition("=")[2].strip('"') or tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _strings(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _strings(value)
 
 
 def _artifact_ids(paths: Iterable[str]) -> dict[str, str]:

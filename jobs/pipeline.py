@@ -77,6 +77,8 @@ def _stage_config(
     tree |= {"storage": config.storage, "seed": config.seed, "tracking": shared["tracking"]}
     tree["launch"] = {**shared["launch"], **tree.get("launch", {}), "kind": config.launch.kind}
     for key, value in links.items():
+        if key == "base_overrides":  # a search: its base is another job's file
+            value = [*tree.get(key, []), *value]
         set_dotted(tree, key, value)
     apply_overrides(tree, settings.overrides)
     return schema_of(STAGES[stage]).from_tree(tree, source=settings.config)
@@ -98,15 +100,21 @@ def _links(config: PipelineConfig, artifacts: dict[str, str], stage: str) -> dic
         "fit_3dmm": {"clips": found["clips"]},
         "train_stylenerf": clips_and_fits,
         "train_audio2exp": clips_and_fits,
-        "tune_audio2exp": {f"base.{k}": v for k, v in clips_and_fits.items()},
+        "tune_audio2exp": {"base_overrides": _as_overrides(clips_and_fits)},
         "invert": person,
-        "tune_pti": {f"base.{k}": v for k, v in person.items()},
+        "tune_pti": {"base_overrides": _as_overrides(person)},
         "render": {
             "identity": found["identity"],
             "expression.checkpoint": found["audio2exp"],
             "speech": found["voice"],
         },
     }[stage]
+
+
+def _as_overrides(values: dict[str, str]) -> list[str]:
+    import json
+
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def _stage_artifacts(
