@@ -4,6 +4,17 @@ Sources: the SadTalker audio modules and the NeRFFaceSpeech feedback loop (spec/
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nfs.audio.audio2exp import Audio2Exp as Audio2Exp
+    from nfs.audio.audio2exp import predict_expressions as predict_expressions
+    from nfs.audio.builders import load_checkpoint as load_checkpoint
+    from nfs.audio.builders import train_worker as train_worker
+    from nfs.audio.encoder import AudioEncoder as AudioEncoder
+    from nfs.audio.mel import mel_windows as mel_windows
+    from nfs.audio.mel import melspectrogram as melspectrogram
+    from nfs.audio.search import search_trial as search_trial
 
 _EXPORTS = {
     "melspectrogram": "nfs.audio.mel",
@@ -11,7 +22,7 @@ _EXPORTS = {
     "AudioEncoder": "nfs.audio.encoder",
     "Audio2Exp": "nfs.audio.audio2exp",
     "predict_expressions": "nfs.audio.audio2exp",
-    "load_audio2exp": "nfs.audio.builders",
+    "load_checkpoint": "nfs.audio.builders",
     "train_worker": "nfs.audio.builders",
     "search_trial": "nfs.audio.search",
 }
@@ -19,7 +30,7 @@ _EXPORTS = {
 __all__ = [
     "Audio2Exp",
     "AudioEncoder",
-    "load_audio2exp",
+    "load_checkpoint",
     "mel_windows",
     "melspectrogram",
     "predict_expressions",

@@ -1,0 +1,1 @@
+"""Hyper-parameter searches with Ray Tune; they compose jobs and hold no training code."""

@@ -1,0 +1,56 @@
+"""Search for inversion settings: `python -m tuning.pti CONFIG.yaml [key.path=value ...]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs._launch import job_main
+
+if TYPE_CHECKING:
+    from jobs._launch import JobRun
+    from nfs.config.tuning import TunePtiConfig
+    from nfs.tracking import Tracker
+    from tuning._trial import Report
+
+_SCHEMA = "nfs.config.invert:InvertConfig"
+
+
+def run(config: TunePtiConfig, job: JobRun) -> dict[str, Any]:
+    """Search and return the best trial's metrics and configuration."""
+    from tuning._search import finish_search, make_plan, run_search
+
+    base = config.base
+    plan = make_plan(
+        config,
+        job,
+        base=base,
+        schema=_SCHEMA,
+        function="tuning.pti:trial",
+        max_clock=_longest_trial(config),
+    )
+    return finish_search(config, job, run_search(config, job, plan))
+
+
+def trial(tree: dict[str, Any], report: Report, directory: Path, tracker: Tracker) -> None:
+    """Invert with one configuration; `tracker` gets the reported metrics from the driver."""
+    from nfs.inversion import search_trial
+
+    del tracker
+    search_trial(tree, lambda metrics: _pass_on(report, metrics), directory)
+
+
+def _pass_on(report: Report, metrics: dict[str, float]) -> None:
+    report(metrics)
+
+
+def _longest_trial(config: TunePtiConfig) -> int:
+    steps = config.space.get("tune.num_steps")
+    if steps is None:
+        return config.base.tune.num_steps
+    values = steps.values if steps.kind == "choice" else (steps.high,)
+    return max(int(value or 0) for value in values)
+
+
+if __name__ == "__main__":
+    job_main("tuning.pti", "nfs.config.tuning:TunePtiConfig")
