@@ -1,0 +1,145 @@
+"""Fit the morphable model to clips: `python -m jobs.fit_3dmm CONFIG.yaml [key.path=value ...]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs._launch import job_main
+
+if TYPE_CHECKING:
+    from jobs._launch import JobRun
+    from nfs.config.fit_3dmm import Fit3dmmConfig
+
+
+def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
+    """Fit every usable clip and return metrics and the `fits` artifact."""
+    from functools import partial
+
+    from nfs.artifacts import read_manifest, write_manifest
+    from nfs.morphable import load_model
+    from nfs.morphable.clip_fit import FitWork
+    from nfs.runtime import run_units
+
+    read_manifest(config.clips, kind="clips")
+    clips, output = _absolute(config.clips), job.output("fits")
+    settings = config.fit.tree()
+    if config.fit.model != "open_head":
+        settings["model"] = _absolute(config.fit.model)
+    model = load_model(settings["model"])  # built and checked here, before any worker needs it
+    items, unusable = list_items(clips)
+    work = partial(FitWork, clips, output, settings)
+    with job.progress(len(items)) as bar:
+        report = run_units(
+            items, work, output, config.launch, lambda _: bar.update(1), primary=FitWork.primary
+        )
+    quarantined = [{"item": key, "reason": reason} for key, reason in sorted(report.failed.items())]
+    quarantined += [{"item": key, "reason": f"skipped: {why}"} for key, why in unusable]
+    metrics = summarise(output)
+    metrics |= {"fit/skipped_clips": float(len(unusable))}
+    check_failures(config, metrics)
+    write_manifest(
+        output,
+        kind="fits",
+        config=settings,
+        parents=[config.clips],
+        counts={name.removeprefix("fit/"): int(v) for name, v in metrics.items() if "clips" in name}
+        | {"frames": int(metrics["fit/frames"])},
+        quarantined=quarantined,
+        extra={"model": model.model_id, "model_checksum": model.checksum},
+    )
+    job.tracker.log_metrics(metrics, step=int(metrics["fit/frames"]))
+    log_sheets(job, output, config.max_logged_sheets)
+    return {"metrics": metrics, "artifacts": {"fits": output}}
+
+
+def list_items(clips: str) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
+    """Return the units to fit, and (key, reason) of the clips that are not usable."""
+    from nfs.artifacts.tables import iter_files
+
+    items, unusable = [], []
+    for path, table in iter_files(clips, "clips", ["clip_id", "status"]):
+        key = Path(path).stem
+        for row in table.to_pylist():
+            if row["status"] == "ok":
+                frames = f"frames/{key}.parquet"
+                items.append({"key": key, "path": frames, "clip_id": row["clip_id"]})
+            else:
+                unusable.append((key, row["status"]))
+    return items, unusable
+
+
+def summarise(output: str) -> dict[str, float]:
+    """Return numbers over all fitted clips, reading two columns of one clip at a time."""
+    import numpy as np
+
+    from nfs.artifacts import Store
+    from nfs.morphable.clip_fit import FAILED_FRAME, POOR_FIT
+
+    store = Store(output)
+    medians, worst, frames, poor, failed = [], [], 0, 0, 0
+    for path in store.list("fits"):
+        with store.open_parquet(path) as parquet:
+            table = parquet.read(columns=["frame_index", "nme_percent", "status"])
+        if table["frame_index"].to_pylist() == [FAILED_FRAME]:
+            failed += 1
+            continue
+        errors = table["nme_percent"].to_numpy()
+        medians.append(float(np.nanmedian(errors)))
+        worst.append(float(np.nanpercentile(errors, 95)))
+        frames += len(table)
+        poor += POOR_FIT in table["status"].to_pylist()
+    metrics = {
+        "fit/frames": float(frames),
+        "fit/clips": float(len(medians)),
+        "fit/poor_clips": float(poor),
+        "fit/failed_clips": float(failed),
+    }
+    if medians:
+        metrics["fit/nme_median_percent"] = float(np.median(medians))
+        metrics["fit/nme_worst_clip_percent"] = max(medians)
+        metrics["fit/nme_p95_percent"] = float(np.median(worst))
+    return metrics
+
+
+def check_failures(config: Fit3dmmConfig, metrics: dict[str, float]) -> None:
+    """Stop before the manifest is written when too few clips could be fitted.
+
+    Raises:
+        InputError: Names the numbers and the setting.
+    """
+    from nfs.errors import InputError
+
+    bad = metrics["fit/failed_clips"] + metrics["fit/poor_clips"]
+    total = metrics["fit/failed_clips"] + metrics["fit/clips"]
+    if total == 0:
+        raise InputError(f"{config.clips}: no clip has status ok; nothing to fit")
+    if bad > config.max_failed_fraction * total:
+        raise InputError(
+            f"{config.clips}: {bad:.0f} of {total:.0f} clips have no good fit, more than "
+            f"max_failed_fraction={config.max_failed_fraction:g} allows; look at the contact sheets "
+            "and at fit.max_median_nme_percent"
+        )
+
+
+def log_sheets(job: JobRun, output: str, limit: int) -> None:
+    """Send the first contact sheets to the tracker."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from nfs.artifacts import Store
+
+    store = Store(output)
+    for path in store.list("sheets")[:limit]:
+        picture = np.asarray(Image.open(io.BytesIO(store.read_bytes(path))).convert("RGB"))
+        job.tracker.log_image(f"fit/{Path(path).stem}", picture)
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
+if __name__ == "__main__":
+    job_main("fit_3dmm", "nfs.config.fit_3dmm:Fit3dmmConfig")
