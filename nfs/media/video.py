@@ -115,9 +115,8 @@ def open_media(path: str | Path) -> av.container.InputContainer:
     try:
         return av.open(str(path), mode="r", metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
-        raise ClipError(
-            "decode_error", f"{path}: cannot be opened as video or audio: {error}"
-        ) from None
+        message = f"{path}: cannot be opened as video or audio: {reason_of(error)}"
+        raise ClipError("decode_error", message) from None
 
 
 def video_stream(container: av.container.InputContainer, path: str | Path) -> VideoStream:
