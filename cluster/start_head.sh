@@ -4,6 +4,7 @@
 # Prints the exports that a client needs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
+python=${NFS_PYTHON:-$here/.venv/bin/python}
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 export RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
@@ -11,10 +12,10 @@ port=${NFS_RAY_PORT:-6379}
 dashboard=${NFS_RAY_DASHBOARD_PORT:-8265}
 if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
     mkdir -p "$(dirname "$RAY_AUTH_TOKEN_PATH")"
-    (umask 077 && "$here/.venv/bin/python" -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
+    (umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
 fi
 chmod 600 "$RAY_AUTH_TOKEN_PATH"
-"$here/.venv/bin/ray" start --head --port="$port" --dashboard-host=127.0.0.1 \
+"$(dirname "$python")/ray" start --head --port="$port" --dashboard-host=127.0.0.1 \
     --dashboard-port="$dashboard" --disable-usage-stats "$@" >&2
 cat <<END
 export RAY_AUTH_MODE=token

@@ -1,0 +1,144 @@
+"""kill -9 of the driver in the middle of real jobs on private Ray clusters, then the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfs.artifacts import read_manifest, verify
+from nfs.artifacts.tables import read_table
+from nfs.tracking.jsonl import JsonlTracker
+from tests.media import cut_clips
+
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
+
+COMMON = ["tracking.kind=jsonl", "launch.num_workers=1"]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(shared_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    cut_clips(shared_dir / "data" / "clips" / "interview_512.mp4", folder, 8)
+    return folder
+
+
+def start(repository: Path, job: str, storage: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", f"jobs.{job}", f"jobs/configs/{job}/smoke.yaml",
+        f"storage={storage}", *COMMON, *overrides,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=repository,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, f"ended before the kill: {process.stderr.read()[-2000:]}"
+        assert time.monotonic() < deadline, "never got to the middle"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error[-3000:]
+
+
+def run_directory(storage: Path) -> Path:
+    (directory,) = [p for p in storage.iterdir() if (p / "run.json").exists()]
+    return directory
+
+
+def committed(storage: Path, table: str) -> dict[str, int]:
+    """Name -> modification time of the committed unit files."""
+    return {p.name: p.stat().st_mtime_ns for p in storage.glob(f"*/*/{table}/*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def preprocessed(repository, clip_folder, tmp_path_factory):
+    """Preprocess, killed once in the middle; what was committed before the kill and after."""
+    storage = tmp_path_factory.mktemp("runs")
+    arguments = ("preprocess", storage, f'inputs=["{clip_folder}"]')
+    kill_when(start(repository, *arguments), lambda: len(committed(storage, "clips")) >= 2)
+    before = committed(storage, "clips")
+    finish(start(repository, *arguments))
+    return run_directory(storage) / "clips", before, committed(storage, "clips")
+
+
+def test_preprocess_loses_and_doubles_nothing(preprocessed, clip_folder):
+    uri, before, after = preprocessed
+    assert 2 <= len(before) < 8, "the kill came too late to prove anything"
+    rows = read_table(str(uri), "clips").to_pylist()
+    assert Counter(Path(r["source_uri"]).name for r in rows) == Counter(
+        p.name for p in clip_folder.iterdir()
+    )
+    assert {r["status"] for r in rows} == {"ok"}
+    frames = read_table(str(uri), "frames", ["clip_id", "frame_index"]).to_pylist()
+    assert len({(f["clip_id"], f["frame_index"]) for f in frames}) == len(frames) == 80
+    assert {name: after[name] for name in before} == before, "a finished clip was computed again"
+    assert verify(str(uri)) == []
+    assert read_manifest(str(uri)).quarantined == []
+
+
+def test_fit_loses_and_doubles_nothing(preprocessed, repository, tmp_path):
+    uri, _, _ = preprocessed
+    arguments = ("fit_3dmm", tmp_path, f"clips={uri}")
+    kill_when(start(repository, *arguments), lambda: len(committed(tmp_path, "fits")) >= 1)
+    before = committed(tmp_path, "fits")
+    finish(start(repository, *arguments))
+    after = committed(tmp_path, "fits")
+    fits = str(run_directory(tmp_path) / "fits")
+    assert len(after) == 8
+    assert {name: after[name] for name in before} == before
+    rows = read_table(fits, "fits", ["clip_id", "frame_index"]).to_pylist()
+    assert len({(r["clip_id"], r["frame_index"]) for r in rows}) == len(rows) == 80
+    assert verify(fits) == []
+
+
+def curve(storage: Path) -> list[tuple[int, str, float]]:
+    rows = JsonlTracker(run_directory(storage) / "tracking", "test").read()
+    return sorted(
+        (row["step"], key, value)
+        for row in rows
+        for key, value in row["metrics"].items()
+        if key.startswith(("loss/", "val/"))
+    )
+
+
+def samples_seen(storage: Path) -> int:
+    files = list(storage.glob("*/progress.json"))
+    return json.loads(files[0].read_text())["done"] if files else 0
+
+
+def test_training_curve_equals_the_uninterrupted_one(preprocessed, repository, tmp_path):
+    uri, _, _ = preprocessed
+    tiny = [
+        f"clips={uri}", "total_samples=48", "batch_size=4", "log_every=4", "checkpoint_every=8",
+        "evaluate_every=24", "fits=null",
+    ]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    finish(start(repository, "train_stylenerf", whole, *tiny))
+    kill_when(start(repository, "train_stylenerf", cut, *tiny), lambda: samples_seen(cut) >= 20)
+    assert samples_seen(cut) < 48, "the kill came too late to prove anything"
+    finish(start(repository, "train_stylenerf", cut, *tiny))
+    assert curve(cut) == curve(whole)
+    assert len({step for step, _, _ in curve(whole)}) == 12
