@@ -9,7 +9,7 @@ from torch import Tensor
 from nfs.audio.builders import load_checkpoint
 from nfs.config.render import Original, RenderConfig, SpeechSource, SwayPose, WorldLocked
 from nfs.errors import ArtifactError
-from nfs.inversion.artifact import Identity, load_identity
+from nfs.inversion.identity import Identity, load_identity
 from nfs.morphable.loading import load_model
 from nfs.morphable.model import MorphableModel
 from nfs.talker.deformation import WarpSettings
@@ -59,12 +59,12 @@ def load_portrait(uri: str, model: MorphableModel, device: str = "cpu") -> Portr
 
 
 def _check_model(uri: str, identity: Identity, model: MorphableModel) -> None:
-    fitted = identity.face_model
-    if fitted.get("checksum") != model.checksum:
+    if identity.model_checksum != model.checksum:
         raise ArtifactError(
-            f"{uri}: its face was fitted with another face model ({fitted}) than the configured "
-            f"one ({model.model_id}, checksum {model.checksum[:12]}...): coefficients are not "
-            "interchangeable; set model=... to the one of the fit"
+            f"{uri}: its face was fitted with {identity.model_id} "
+            f"({identity.model_checksum[:12]}), the configured model is {model.model_id} "
+            f"({model.checksum[:12]}): coefficients are not interchangeable; set model=... to the "
+            "one of the fit"
         )
 
 

@@ -49,8 +49,8 @@ class WorldLockedWarp:
     Args:
         reference: `[V, 3]` world vertices of the face as the generator shows it undeformed.
         moved: `[B, V, 3]` world vertices of the B frames.
-        visible: `[B, V]` bool, vertices that may lend their motion; None = all. A hidden vertex lies
-            over visible ones in the image plane and would lend them a foreign motion.
+        visible: `[B, V]` bool, vertices that may lend their motion; None = all. A hidden vertex
+            lies over visible ones in the image plane and would lend them a foreign motion.
         settings: Shape of the warp.
 
     Raises:

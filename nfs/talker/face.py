@@ -27,9 +27,9 @@ class PortraitFace:
         coefficients: One row: the fit of the image that the generator reproduces.
         cam2world: `[4, 4]` camera under which the generator shows that image.
         tan_half_fov: Half frame of the generator's camera at depth 1.
-        depth_scale: Similarity about the camera's centre: the image stays, the distance changes. The
-            fit's distance rests on a focal length of its own; `matching_depth_scale` measures where
-            the generator has the face.
+        depth_scale: Similarity about the camera's centre: the image stays, the distance changes.
+            The fit's distance rests on a focal length of its own; `matching_depth_scale` measures
+            where the generator has the face.
     """
 
     def __init__(
@@ -90,7 +90,9 @@ class PortraitFace:
         buffers = rasterize(screen, faces, VISIBILITY_PX)
         seen = torch.zeros(world.shape[:2], dtype=torch.bool)
         for row, hit in zip(seen, buffers.pix_to_face, strict=True):
-            row[faces[hit[hit >= 0].unique()].flatten()] = True
+            face_seen = torch.zeros(len(faces) + 1, dtype=torch.bool)
+            face_seen[hit.flatten()] = True  # -1, an empty pixel, marks the spare last entry
+            row[faces[face_seen[:-1]].flatten()] = True
         seen &= _in_front(screen, buffers.depth)
         groups = self.model.vertex_groups
         for name in NOT_SKIN:
@@ -120,8 +122,8 @@ def matching_depth_scale(
         least_opacity: Pixels below it do not count.
 
     Returns:
-        Median of rendered over vertex depth; where fewer than ten vertices lie on opaque pixels, the
-        scale that brings the median vertex to the world's centre.
+        Median of rendered over vertex depth; where fewer than ten vertices lie on opaque pixels,
+        the scale that brings the median vertex to the world's centre.
     """
     vertices = face.reference[face.visible][None]
     plane, vertex_depth = world_to_plane(vertices, face.cam2world[None], face.tan_half_fov)
