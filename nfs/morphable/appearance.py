@@ -86,9 +86,7 @@ def fit_appearance(
         texture = _solve_texture(model, light, colours, weights, settings.texture_prior)
     predicted = model.albedo(texture[None])[0] * (basis @ _with_ambient(lighting).T)
     error = (predicted - colours).abs().mean(-1)
-    return Appearance(
-        texture, lighting, (weights * error).sum(1) / weights.sum(1).clamp_min(1)
-    )
+    return Appearance(texture, lighting, (weights * error).sum(1) / weights.sum(1).clamp_min(1))
 
 
 def with_appearance(coefficients: Coefficients, appearance: Appearance) -> Coefficients:

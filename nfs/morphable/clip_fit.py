@@ -228,9 +228,7 @@ def sheet_frames(result: ClipFit, landmarks: Tensor, count: int) -> list[int]:
     return sorted(rows[:count])
 
 
-def fits_table(
-    clip_id: str, frames: pa.Table, result: ClipFit, config: ClipFitConfig
-) -> pa.Table:
+def fits_table(clip_id: str, frames: pa.Table, result: ClipFit, config: ClipFitConfig) -> pa.Table:
     """Return the rows of one clip; frames without landmarks keep their own status."""
     poor = result.median_nme_percent > config.max_median_nme_percent
     fitted = POOR_FIT if poor else USABLE

@@ -137,8 +137,10 @@ class NormalEquations:
 def model_points(problem: Problem, state: State) -> Tensor:
     """Return the landmarks `[T, L, 3]` in model space."""
     identity = torch.einsum("lck,tk->tlc", problem.identity_basis, state.identity)
-    return problem.mean + identity + torch.einsum(
-        "lck,tk->tlc", problem.expression_basis, state.expression
+    return (
+        problem.mean
+        + identity
+        + torch.einsum("lck,tk->tlc", problem.expression_basis, state.expression)
     )
 
 
@@ -307,9 +309,7 @@ def clamp_to_box(problem: Problem, expression: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(expression, problem.lower), problem.upper)
 
 
-def _solve(
-    problem: Problem, equations: NormalEquations, coupling: Tensor
-) -> tuple[Tensor, Tensor]:
+def _solve(problem: Problem, equations: NormalEquations, coupling: Tensor) -> tuple[Tensor, Tensor]:
     """Solve for the per-frame steps `[T, n]` and the identity step `[K]` (Schur complement)."""
     right = torch.cat([equations.right[..., None], equations.cross], dim=-1)
     if problem.coupled:
