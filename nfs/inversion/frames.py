@@ -130,7 +130,7 @@ def load_frames(
 
 def face_model_of(extra: Mapping[str, object]) -> tuple[str, str]:
     """Return name and checksum of the face model from the manifest of fits."""
-    return str(extra.get("model_id", "unknown")), str(extra.get("model_checksum", "unknown"))
+    return str(extra.get("model", "unknown")), str(extra.get("model_checksum", "unknown"))
 
 
 def resize_images(images: NDArray[np.uint8], size_px: int) -> Tensor:

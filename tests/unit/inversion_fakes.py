@@ -110,6 +110,6 @@ def write_clip(folder, *, num_frames: int = 30, clip_id: str = "anna") -> tuple[
         kind="fits",
         config={},
         parents=[clips_uri],
-        extra={"model_id": "open_head", "model_checksum": "abc"},
+        extra={"model": "open_head", "model_checksum": "abc"},
     )
     return clips_uri, fits_uri
