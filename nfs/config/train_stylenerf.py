@@ -10,6 +10,15 @@ from pydantic import Field, model_validator
 from nfs.config.base import Config, JobConfig
 
 
+class DensityPriorConfig(Config):
+    """Solid ellipsoid that the density starts from, so that a short run has a head to paint."""
+
+    radii: tuple[float, float, float] = (0.10, 0.08, 0.11)
+    """Half axes towards the frontal camera, to the image's right, and up; scene units."""
+    strength: float = Field(100.0, gt=0)
+    """Raw density at the centre, per scene unit."""
+
+
 class GeneratorConfig(Config):
     """Architecture of the generator."""
 
@@ -37,9 +46,9 @@ class GeneratorConfig(Config):
     """Channels of the rendered feature map."""
     num_frequencies: int = Field(10, ge=1, le=16)
     """Octaves of the positional encoding."""
-    resolution_vol: int = Field(32, ge=4)
+    resolution_vol: int = Field(32, ge=8)
     """Pixels per side of the rendered feature map, a power of two."""
-    resolution_start: int = Field(32, ge=4)
+    resolution_start: int = Field(32, ge=8)
     """First resolution of progressive growth, a power of two."""
     num_samples: int = Field(14, ge=4)
     """Foreground samples per ray and pass."""
@@ -59,6 +68,9 @@ class GeneratorConfig(Config):
     """Clamp of activations in the 2-D blocks; null for none."""
     magnitude_ema_beta: float = Field(0.999, ge=0, lt=1)
     """Decay of the running mean square of 2-D inputs per step; faster for short runs."""
+
+    density_prior: DensityPriorConfig | None = None
+    """Shape that the density starts from; null as published."""
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
@@ -162,6 +174,10 @@ class GanLoss(Config):
     """Steps between R1 penalties, each scaled by the interval."""
     style_mixing_prob: float = Field(0.9, ge=0, le=1)
     """Share of batches whose later layers get another style."""
+    mean_image_weight: float = Field(0.0, ge=0)
+    """Weight at the start of a term that pulls fakes to the mean of the real batch (short runs)."""
+    mean_image_kimg: float = Field(0.0, ge=0)
+    """Images (thousands) over which that weight falls linearly to zero."""
     share_fakes: bool = False
     """Train the discriminator on the generator step's images instead of drawing new ones."""
 

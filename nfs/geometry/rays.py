@@ -50,7 +50,7 @@ def camera_rays(pixels: Tensor, cam2world: Tensor, *, fov_deg: float) -> Rays:
     if cam2world.ndim != 3 or cam2world.shape[1:] != (4, 4):
         raise ValueError(f"cam2world must be [B, 4, 4], got {list(cam2world.shape)}")
     batch = len(cam2world)
-    pixels = pixels.expand(batch, -1, 2)
+    pixels = pixels.to(cam2world.dtype).expand(batch, -1, 2)
     inverse_k = inverse_intrinsics(fov_deg, device=cam2world.device).to(cam2world.dtype)
     to_world = cam2world_to_rt(cam2world) @ inverse_k.expand(batch, 4, 4)
     ones = torch.ones_like(pixels[..., 0])

@@ -16,7 +16,7 @@ from nfs.stylenerf.dataset import FrameImages, index_frames
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.export import export_generator, load_discriminator, load_generator
 from nfs.stylenerf.generator import Generator
-from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
+from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, EllipsoidPrior, GeneratorSpec
 from nfs.stylenerf.task import GanSettings, StyleNerfTask
 from nfs.training.loop import LoopSettings, train
 
@@ -73,7 +73,10 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
 
 def build_generator(config: TrainStylenerfConfig, prior: CameraPrior) -> Generator:
     """Return an untrained generator."""
-    return Generator(GeneratorSpec(**config.generator.model_dump(), cameras=prior))
+    tree = config.generator.model_dump()
+    shape = tree.pop("density_prior")
+    density_prior = None if shape is None else EllipsoidPrior(**shape)
+    return Generator(GeneratorSpec(**tree, density_prior=density_prior, cameras=prior))
 
 
 def build_discriminator(config: TrainStylenerfConfig) -> Discriminator:

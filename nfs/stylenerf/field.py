@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfs.stylenerf.layers import SQRT2, demodulated, style_affine
+from nfs.stylenerf.spec import EllipsoidPrior
 
 RGB_CHANNELS = 3
 
@@ -141,6 +142,7 @@ class ForegroundField(nn.Module):
         num_layers: Hidden layers, including the first.
         feature_dim: Channels of the feature map.
         num_frequencies: Octaves of the positional encoding.
+        prior: Shape that the density starts from, or None.
     """
 
     def __init__(
@@ -151,10 +153,12 @@ class ForegroundField(nn.Module):
         num_layers: int,
         feature_dim: int,
         num_frequencies: int,
+        prior: EllipsoidPrior | None = None,
     ) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
         self.num_ws = num_layers + 2
+        self.prior = prior
         sizes = [6 * num_frequencies] + [hidden_dim] * num_layers
         self.layers = nn.ModuleList(StyleLinear(a, b, w_dim) for a, b in pairwise(sizes))
         self.sigma_head = StyleHead(hidden_dim, 1, w_dim)
@@ -170,7 +174,11 @@ class ForegroundField(nn.Module):
         x = positional_encoding(points, self.num_frequencies)
         for i, layer in enumerate(self.layers):
             x = layer(x, ws[:, i])
-        return x, self.sigma_head(x, ws[:, len(self.layers)])[..., 0]
+        sigma = self.sigma_head(x, ws[:, len(self.layers)])[..., 0]
+        if self.prior is not None:
+            radii = points.new_tensor(self.prior.radii)
+            sigma = sigma + self.prior.strength * (1 - (points / radii).norm(dim=-1))
+        return x, sigma
 
     def features(self, hidden: Tensor, ws: Tensor, total: Tensor | None = None) -> Tensor:
         """Turn hidden states `[B, N, H]` of total weight `[B, N]` into `[B, N, 3 + C]`."""

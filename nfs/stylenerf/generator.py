@@ -101,6 +101,7 @@ class Generator(nn.Module):
             num_layers=spec.field_num_layers,
             feature_dim=spec.feature_dim,
             num_frequencies=spec.num_frequencies,
+            prior=spec.density_prior,
         )
         self.background = BackgroundField(
             spec.background_dim,

@@ -27,6 +27,21 @@ class CameraPrior:
 
 
 @dataclass(frozen=True)
+class EllipsoidPrior:
+    """Density that a foreground field starts from: a solid ellipsoid around the origin.
+
+    `strength * (1 - |p / radii|)` is added to the raw density. The original has none and lets the
+    field find a head in millions of images; a short run would paint the face on the background
+    instead.
+    """
+
+    radii: tuple[float, float, float]
+    """Half axes along world x (towards the frontal camera), y (image right) and z (up)."""
+    strength: float
+    """Raw density at the centre, per scene unit."""
+
+
+@dataclass(frozen=True)
 class GeneratorSpec:
     """Architecture of a generator; the defaults are the published FFHQ model at 256 pixels."""
 
@@ -78,6 +93,8 @@ class GeneratorSpec:
     """Decay of the running mean square of 2-D inputs."""
     progressive: bool = True
     """Whether alpha selects a growth stage."""
+    density_prior: EllipsoidPrior | None = None
+    """Shape that the density starts from, or None as in the original."""
     cameras: CameraPrior = field(default_factory=CameraPrior)
     """Cameras of training."""
 
@@ -105,6 +122,10 @@ class GeneratorSpec:
         prior = dict(values.pop("cameras"))
         for key in ("yaw_rad", "pitch_rad", "radius"):
             prior[key] = tuple(prior[key])
+        shape = values.pop("density_prior", None)
+        if shape is not None:
+            shape = EllipsoidPrior(tuple(shape["radii"]), shape["strength"])
+        values["density_prior"] = shape
         values["depth_range"] = tuple(values["depth_range"])
         return cls(cameras=CameraPrior(**prior), **values)
 

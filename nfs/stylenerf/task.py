@@ -18,7 +18,13 @@ from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.evaluation import evaluate_generator
 from nfs.stylenerf.export import export_generator
 from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
-from nfs.stylenerf.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
+from nfs.stylenerf.losses import (
+    discriminator_loss,
+    generator_loss,
+    lazy_adam,
+    mean_image_loss,
+    r1_penalty,
+)
 from nfs.training.ema import Ema, ema_beta
 from nfs.training.guard import guarded_step
 from nfs.training.task import Evaluation
@@ -36,6 +42,8 @@ class GanSettings:
     r1_gamma: float = 0.5
     r1_interval: int = 16
     style_mixing_prob: float = 0.9
+    mean_image_weight: float = 0.0
+    mean_image_kimg: float = 0.0
     share_fakes: bool = False
     ema_kimg: float = 20.0
     ema_rampup: float | None = None
@@ -49,6 +57,12 @@ class GanSettings:
         if samples_seen >= end:
             return 1.0
         return max(0.0, (samples_seen - start) / (end - start)) if end > start else 0.0
+
+    def mean_weight(self, samples_seen: int) -> float:
+        """Return the weight of the mean-image term."""
+        length = 1000 * self.mean_image_kimg
+        left = 1 - samples_seen / length if length > 0 else 0.0
+        return self.mean_image_weight * max(0.0, left)
 
 
 class StyleNerfTask:
@@ -99,7 +113,7 @@ class StyleNerfTask:
         where = f"samples_seen={samples_seen}"
         alpha = settings.alpha(samples_seen)
         real = self._real(batch["image"], alpha)
-        fake, metrics = self._step_generator(len(real), alpha, where)
+        fake, metrics = self._step_generator(real, alpha, settings.mean_weight(samples_seen), where)
         if not settings.share_fakes:
             with torch.no_grad():
                 fake = self._fakes(self.G, len(real), alpha).image
@@ -173,15 +187,18 @@ class StyleNerfTask:
         return rendering
 
     def _step_generator(
-        self, count: int, alpha: float, where: str
+        self, real: Tensor, alpha: float, mean_weight: float, where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.D.requires_grad_(False)
         self.G.requires_grad_(True)
         self.G_optimizer.zero_grad(set_to_none=True)
-        rendering = self._fakes(self._G, count, alpha)
+        rendering = self._fakes(self._G, len(real), alpha)
         loss = generator_loss(self.D(rendering.image, alpha=alpha))
         idle = list(self._idle(self.G.upsampler.blocks, self.G.stage(alpha).image_resolution))
-        torch.autograd.backward(loss + _touch(idle))
+        total = loss
+        if mean_weight > 0:
+            total = total + mean_weight * mean_image_loss(rendering.image, real)
+        torch.autograd.backward(total + _touch(idle))
         _forget(idle)
         norm = guarded_step(self.G_optimizer, {"loss/g": loss}, self.G.parameters(), where)
         opacity = rendering.opacity.detach()

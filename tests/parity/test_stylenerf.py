@@ -1,0 +1,12 @@
+"""Our StyleNeRF equals the recordings of the original (spec/stylenerf.md section 5)."""
+
+import pytest
+
+from tests.parity.stylenerf_checks import checks
+
+
+@pytest.mark.parametrize("name", ["ffhq64", "ffhq64dense", "nfs64", "nfs64dense"])
+def test_recordings(shared_dir, name):
+    found = checks(shared_dir / "parity/stylenerf" / name)
+    assert found
+    assert {k: v for k, v in found.items() if not v["ok"]} == {}

@@ -1,0 +1,94 @@
+"""Frames of a clips artifact as training images, and cameras from fits."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from nfs.artifacts import write_manifest
+from nfs.artifacts.schemas import CLIPS, FITS, FRAMES
+from nfs.artifacts.store import Store
+from nfs.config.train_stylenerf import FittedCameras
+from nfs.errors import ArtifactError
+from nfs.media.images import encode_png
+from nfs.stylenerf.builders import fitted_prior
+from nfs.stylenerf.dataset import FrameImages, index_frames
+
+
+def rows(schema: pa.Schema, values: list[dict]) -> pa.Table:
+    blank = dict.fromkeys(schema.names)
+    return pa.Table.from_pylist([blank | value for value in values], schema=schema)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two clips; every third frame is bad; frame i of clip c is a left-right ramp plus a mark."""
+    uri = str(tmp_path_factory.mktemp("clips"))
+    store = Store(uri)
+    for clip, (split, count) in enumerate((("train", 7), ("val", 3))):
+        frames = []
+        for i in range(count):
+            image = np.zeros((8, 8, 3), np.uint8)
+            image[..., 0] = np.arange(8)
+            image[..., 1], image[..., 2] = clip, i
+            status = "no_face" if i % 3 == 2 else "ok"
+            frames.append(
+                {"clip_id": f"c{clip}", "image_jpeg": encode_png(image), "status": status}
+            )
+        store.write_table(f"frames/c{clip}.parquet", rows(FRAMES, frames), row_group_size=2)
+        store.write_table(
+            f"clips/c{clip}.parquet", rows(CLIPS, [{"clip_id": f"c{clip}", "split": split}])
+        )
+    write_manifest(uri, kind="clips", config={})
+    return uri
+
+
+def marks(images: FrameImages) -> list[tuple[int, int]]:
+    found = [images.get(i, np.random.default_rng(0))["image"][1:, 0, 0] for i in range(len(images))]
+    return [(int(clip), int(frame)) for clip, frame in found]
+
+
+def test_only_good_frames_are_used(clips):
+    images = FrameImages(clips, index_frames(clips), resolution=8)
+    assert marks(images) == [(0, 0), (0, 1), (0, 3), (0, 4), (0, 6), (1, 0), (1, 1)]
+
+
+def test_split_and_limit(clips):
+    val = FrameImages(clips, index_frames(clips, split="val"), resolution=8)
+    assert marks(val) == [(1, 0), (1, 1)]
+    few = FrameImages(clips, index_frames(clips, max_frames_per_clip=2), resolution=8)
+    assert marks(few) == [(0, 0), (0, 6), (1, 0), (1, 1)]
+    with pytest.raises(ArtifactError, match="no frame with status ok in split 'test'"):
+        index_frames(clips, split="test")
+
+
+def test_images_are_resized_and_mirrored_by_the_given_generator(clips):
+    index = index_frames(clips)
+    small = FrameImages(clips, index, resolution=4).get(0, np.random.default_rng(0))["image"]
+    assert small.shape == (3, 4, 4)
+    assert small.dtype == np.uint8
+    images = FrameImages(clips, index, resolution=8)
+    ramps = {images.get(0, np.random.default_rng(seed))["image"][0, 0, 0] for seed in range(8)}
+    assert ramps == {0, 7}
+    plain = FrameImages(clips, index, resolution=8, mirror=False)
+    assert {plain.get(0, np.random.default_rng(s))["image"][0, 0, 0] for s in range(8)} == {0}
+
+
+def test_the_cache_is_bounded(clips):
+    images = FrameImages(clips, index_frames(clips), resolution=8, cache_row_groups=2)
+    first = marks(images)
+    assert len(images._cache) == 2
+    assert marks(images) == first
+
+
+def test_cameras_from_fits(tmp_path):
+    angles = [[0.0, 0.2, 0.0], [0.0, 0.4, 0.0], [9.0, 9.0, 9.0]]
+    fits = [
+        {"clip_id": "c", "rotation_rad": a, "status": "ok" if a[0] == 0 else "failed"}
+        for a in angles
+    ]
+    Store(str(tmp_path)).write_table("fits/c.parquet", rows(FITS, fits))
+    write_manifest(str(tmp_path), kind="fits", config={})
+    prior = fitted_prior(FittedCameras(path=str(tmp_path), min_spread_rad=0.05))
+    assert prior.gaussian
+    assert prior.yaw_rad == pytest.approx((-0.4, -0.2), abs=1e-5)
+    assert prior.pitch_rad == pytest.approx((np.pi / 2 - 0.05, np.pi / 2 + 0.05), abs=1e-5)
