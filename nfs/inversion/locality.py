@@ -71,7 +71,17 @@ class Locality:
         camera = self.cam2world[[step % len(self.cam2world)]]
         with torch.no_grad():
             ws = self.base.mapping(z, truncation_psi=self.truncation_psi)
-            ws = near_pivot(self.pivot_ws, ws, self.alpha)
+        return self.difference(generator, near_pivot(self.pivot_ws, ws, self.alpha), camera)
+
+    def difference(self, generator: Generator, ws: Tensor, camera: Tensor) -> Tensor:
+        """Return the weighted l2 and perceptual difference of both generators at one latent.
+
+        Args:
+            generator: The tuned generator.
+            ws: `[1, num_ws, w_dim]`.
+            camera: `[1, 4, 4]`.
+        """
+        with torch.no_grad():
             wanted = render(self.base, ws, camera, background_code=self.background_code).image
             features = self.distance.features(wanted)
         image = render(generator, ws, camera, background_code=self.background_code).image

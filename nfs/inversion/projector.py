@@ -39,6 +39,7 @@ class Start:
         ws: `[1, 1 or num_ws, w_dim]`, e.g. of an encoder or of the frame before; None = mean of w.
         background_code: `[1, background_dim]`; None = zero, the mean of its prior.
         w_std: Scale of w noise; None = measured.
+        noise: Initial noise buffers by name; None = standard normal, seeded.
         draw_w_noise: (step, shape) -> standard normal noise; None = seeded by (seed, step).
         mask: `[1, 1, H, H]`, 1 where pixels count; None = everywhere.
     """
@@ -46,6 +47,7 @@ class Start:
     ws: Tensor | None = None
     background_code: Tensor | None = None
     w_std: float | None = None
+    noise: Mapping[str, Tensor] | None = None
     draw_w_noise: Callable[[int, torch.Size], Tensor] | None = None
     mask: Tensor | None = None
 
@@ -243,7 +245,8 @@ def _variables(
     }
     draws = step_generator(settings.seed, 0, stream=_BUFFER_STREAM)
     for name, buffer in noise.items():
-        buffer.copy_(torch.randn(buffer.shape, generator=draws))
+        given = None if start.noise is None else start.noise[name]
+        buffer.copy_(torch.randn(buffer.shape, generator=draws) if given is None else given)
         variables[name] = buffer.requires_grad_()
     return variables
 
