@@ -341,9 +341,9 @@ def _input_ids(config: JobConfig) -> dict[str, str]:
 
 
 def _strings(tree: object) -> Iterator[str]:
-    """Yield every text among the settings; of an override `key=value` its value."""
+    """Yield every text among the settings."""
     if isinstance(tree, str) and tree:
-        yield tree.partition("=")[2].strip('"') or tree
+        yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():
             yield from _strings(value)

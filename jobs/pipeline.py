@@ -76,9 +76,9 @@ def _stage_config(
     shared = config.tree()
     tree |= {"storage": config.storage, "seed": config.seed, "tracking": shared["tracking"]}
     tree["launch"] = {**shared["launch"], **tree.get("launch", {}), "kind": config.launch.kind}
+    if tree.get("cameras", {}).get("kind") != "fits":  # cameras that do not look at fits
+        links.pop("cameras.path", None)
     for key, value in links.items():
-        if key == "base_overrides":  # a search: its base is another job's file
-            value = [*tree.get(key, []), *value]
         set_dotted(tree, key, value)
     apply_overrides(tree, settings.overrides)
     return schema_of(STAGES[stage]).from_tree(tree, source=settings.config)
@@ -98,23 +98,17 @@ def _links(config: PipelineConfig, artifacts: dict[str, str], stage: str) -> dic
     return {
         "preprocess": {"inputs": [*config.inputs(), *config.extra_inputs]},
         "fit_3dmm": {"clips": found["clips"]},
-        "train_stylenerf": clips_and_fits,
+        "train_stylenerf": {"clips": found["clips"], "cameras.path": found["fits"]},
         "train_audio2exp": clips_and_fits,
-        "tune_audio2exp": {"base_overrides": _as_overrides(clips_and_fits)},
+        "tune_audio2exp": {f"base.{k}": v for k, v in clips_and_fits.items()},
         "invert": person,
-        "tune_pti": {"base_overrides": _as_overrides(person)},
+        "tune_pti": {f"base.{k}": v for k, v in person.items()},
         "render": {
             "identity": found["identity"],
             "expression.checkpoint": found["audio2exp"],
             "speech": found["voice"],
         },
     }[stage]
-
-
-def _as_overrides(values: dict[str, str]) -> list[str]:
-    import json
-
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def _stage_artifacts(

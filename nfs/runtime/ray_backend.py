@@ -17,6 +17,8 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+# Ray reports a harmless line about actor restarts on every data stage.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # `import torch` is cheap enough; what costs is many threads on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
