@@ -58,7 +58,7 @@ class Inversion:
 def build_case(config: InvertConfig, device: torch.device) -> Case:
     """Load the generator, the frames and the backends of a configuration."""
     generator = load_generator(config.checkpoint).to(device).eval().requires_grad_(False)
-    frames, held_out = _load(config, generator.img_resolution)
+    frames, held_out = _load(config, generator)
     distance = build_distance(config.perceptual)
     distance.to(device)
     images = frames.images.to(device)
@@ -224,16 +224,23 @@ def _parents(config: InvertConfig) -> list[str]:
     return inputs
 
 
-def _load(config: InvertConfig, size_px: int) -> tuple[Frames, Frames | None]:
+def _load(config: InvertConfig, generator: Generator) -> tuple[Frames, Frames | None]:
     if config.portrait is not None:
-        return portrait_frames(config.portrait, model_spec=config.model, size_px=size_px), None
+        frames = portrait_frames(
+            config.portrait,
+            model_spec=config.model,
+            size_px=generator.img_resolution,
+            fov_deg=generator.spec.fov_deg,
+        )
+        return frames, None
     assert config.clips is not None
     assert config.fits is not None
     return load_frames(
         config.clips,
         config.fits,
         clip_id=config.clip_id,
-        size_px=size_px,
+        size_px=generator.img_resolution,
+        fov_deg=generator.spec.fov_deg,
         num_frames=config.num_frames,
         num_held_out=config.num_held_out,
     )

@@ -19,7 +19,7 @@ from torch.nn import functional
 from nfs.artifacts import Store, read_manifest
 from nfs.artifacts.tables import iter_clips, table_files
 from nfs.errors import InputError
-from nfs.geometry.cameras import face_rotation_to_cam2world
+from nfs.inversion.cameras import fitted_cameras
 from nfs.inversion.selection import Candidates, choose_frames
 from nfs.media.images import decode_jpeg, to_float
 from nfs.morphable.coefficients import Coefficients
@@ -40,6 +40,7 @@ class Frames:
 
     Attributes:
         images: `[T, 3, H, H]` in [-1, 1].
+        cam2world: `[T, 4, 4]`.
         coefficients: T rows.
         frame_indices: T frame numbers in the clip.
         clip_id: The clip.
@@ -48,16 +49,12 @@ class Frames:
     """
 
     images: Tensor
+    cam2world: Tensor
     coefficients: Coefficients
     frame_indices: list[int]
     clip_id: str
     model_id: str
     model_checksum: str
-
-    @property
-    def cam2world(self) -> Tensor:
-        """Cameras `[T, 4, 4]` from the rotations of the fits."""
-        return face_rotation_to_cam2world(self.coefficients.rotation_matrix)
 
     def __len__(self) -> int:
         """Return T."""
@@ -68,6 +65,7 @@ class Frames:
         chosen = torch.tensor(list(rows), dtype=torch.long)
         return Frames(
             self.images[chosen],
+            self.cam2world[chosen],
             self.coefficients[chosen],
             [self.frame_indices[row] for row in rows],
             self.clip_id,
@@ -84,6 +82,7 @@ def load_frames(
     size_px: int,
     num_frames: int,
     num_held_out: int = 0,
+    fov_deg: float = 12.0,
 ) -> tuple[Frames, Frames | None]:
     """Choose and read frames of a clip: those to fit (reference first) and held-out ones.
 
@@ -94,6 +93,7 @@ def load_frames(
         size_px: H.
         num_frames: Frames to fit; fewer when the clip has fewer.
         num_held_out: Frames for measurement only.
+        fov_deg: Field of view of the generator's camera.
 
     Raises:
         InputError: If there is no such clip, or none with usable frames.
@@ -116,9 +116,11 @@ def load_frames(
     fitted = choose_frames(candidates, num_frames)
     held_out = choose_frames(candidates, num_held_out, exclude=fitted) if num_held_out else []
     chosen = [usable[row] for row in [*fitted, *held_out]]
+    coefficients = _coefficients(chosen)
     frames = Frames(
         _images(clips, name, [row["frame_index"] for row in chosen], size_px),
-        _coefficients(chosen),
+        fitted_cameras(coefficients, fov_deg=fov_deg),
+        coefficients,
         [row["frame_index"] for row in chosen],
         name,
         *face_model_of(manifest.extra),

@@ -11,6 +11,7 @@ from nfs.errors import ClipError, InputError
 from nfs.face.align import ffhq_square
 from nfs.face.detectors import build_detector
 from nfs.face.landmarks import build_landmarks
+from nfs.inversion.cameras import fitted_cameras
 from nfs.inversion.frames import Frames, resize_images
 from nfs.media.images import apply_affine, read_photo, warp_affine
 from nfs.morphable.landmark_fit import fit_landmarks
@@ -21,7 +22,13 @@ MIN_LANDMARK_SCORE = 0.5
 
 
 def portrait_frames(
-    path: str, *, model_spec: str, size_px: int, detector: str = "mtcnn", landmarks: str = "dlib"
+    path: str,
+    *,
+    model_spec: str,
+    size_px: int,
+    fov_deg: float = 12.0,
+    detector: str = "mtcnn",
+    landmarks: str = "dlib",
 ) -> Frames:
     """Return one frame made from the largest face of a photo.
 
@@ -32,6 +39,7 @@ def portrait_frames(
         path: Photo file.
         model_spec: Face model, see `nfs.morphable.load_model`.
         size_px: Side of the generator's image.
+        fov_deg: Field of view of the generator's camera.
         detector: Face detector.
         landmarks: Landmark detector.
 
@@ -53,9 +61,11 @@ def portrait_frames(
     model = load_model(model_spec)
     in_crop = torch.from_numpy(apply_affine(crop_from_source, points[0])).float()
     fit = fit_landmarks(model, in_crop[None], CROP_SIZE_PX)
+    coefficients = fit.coefficients.to("cpu")
     return Frames(
         resize_images(np.ascontiguousarray(crop)[None], size_px),
-        fit.coefficients.to("cpu"),
+        fitted_cameras(coefficients, fov_deg=fov_deg),
+        coefficients,
         [0],
         Path(path).stem,
         model.model_id,

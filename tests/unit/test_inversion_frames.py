@@ -66,3 +66,27 @@ def test_missing_clips_are_named(tmp_path):
     clips, fits = write_clip(tmp_path)
     with pytest.raises(InputError, match="called 'bob'; clips there: anna"):
         load_frames(clips, fits, clip_id="bob", size_px=SIZE_PX, num_frames=1)
+
+
+def test_a_still_head_shows_every_frame_under_its_camera():
+    from nfs.inversion.cameras import fitted_cameras
+    from nfs.morphable.coefficients import Coefficients
+    from nfs.morphable.projection import pose_points, project_points
+    from nfs.talker.plane import face_to_world, world_to_plane
+
+    draws = torch.Generator().manual_seed(0)
+    points = torch.rand(1, 50, 3, generator=draws) * 1.6 - 0.8
+    rows = Coefficients.zeros(4)
+    rows.rotation.copy_(torch.rand(4, 3, generator=draws) * 0.4 - 0.2)
+    rows.translation.copy_(torch.rand(4, 3, generator=draws) * 0.6 - 0.3)
+    cameras = fitted_cameras(rows, fov_deg=12.0, reference=1)
+    rotation, translation = rows.rotation_matrix, rows.translation
+    posed = pose_points(points.expand(4, -1, -1), rotation, translation)
+    expected = project_points(posed, 128)
+    world = face_to_world(posed[1:2], cameras[1:2])
+    plane, _ = world_to_plane(world.expand(4, -1, -1), cameras)
+    error_px = (plane * 128 - expected).norm(dim=-1)
+    assert error_px[1].max() < 1e-3
+    assert error_px.max() < 2.5
+    assert error_px.mean() < 0.6
+    assert torch.allclose(cameras[1, :3, 3].norm(), torch.tensor(1.0))
