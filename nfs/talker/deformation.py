@@ -39,6 +39,15 @@ class WarpSettings:
     """Half frame of the generator's camera at depth 1."""
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """Visible vertices of one frame in the image plane of its camera."""
+
+    mesh: ScatteredVertices
+    displacement: Tensor
+    depth: Tensor
+
+
 class WorldLockedWarp:
     """Backward warp in the image plane of whatever camera renders.
 
@@ -76,6 +85,7 @@ class WorldLockedWarp:
         self.visible = everything if visible is None else visible.expand_as(everything)
         if not self.visible.any(1).all():
             raise ValueError("a frame has no visible vertex")
+        self._seen: tuple[Tensor, list[_Frame]] | None = None
 
     def __call__(self, points: Tensor, cam2world: Tensor) -> Tensor:
         """Return moved sample points `[B, N, S, 3]`."""
@@ -83,36 +93,43 @@ class WorldLockedWarp:
             raise ValueError(f"{len(points)} frames of samples, {len(self.moved)} of vertices")
         tan = self.settings.tan_half_fov
         plane, depth = world_to_plane(points, cam2world, tan)
-        moved, surface = world_to_plane(self.moved, cam2world, tan)
-        reference = self.reference.expand_as(self.moved)
-        displacement = world_to_plane(reference, cam2world, tan)[0] - moved
         middle = plane[:, :, plane.shape[2] // 2 : plane.shape[2] // 2 + 1]
         one_query_per_ray = bool(((plane - middle).abs() < SAME_PIXEL).all())
         query = middle if one_query_per_ray else plane
-        found = []
-        for i, keep in enumerate(self.visible):
-            vertices = (moved[i, keep], displacement[i, keep], surface[i, keep])
-            found.append(self._interpolate(query[i], *vertices))
+        frames = self._frames_seen_by(cam2world)
+        found = [self._interpolate(query[i], frame) for i, frame in enumerate(frames)]
         offset, near_surface = zip(*found, strict=True)
         behind = depth - torch.stack(near_surface)
         shift = torch.stack(offset) * self._ramp(behind)[..., None]
         return points + plane_to_world_offset(shift, depth, cam2world, tan)
 
-    def _interpolate(
-        self, query: Tensor, moved: Tensor, displacement: Tensor, surface: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _frames_seen_by(self, cam2world: Tensor) -> list[_Frame]:
+        """Project the visible vertices; the last cameras are remembered for the second pass."""
+        if self._seen is not None and torch.equal(self._seen[0], cam2world):
+            return self._seen[1]
+        tan = self.settings.tan_half_fov
+        moved, depth = world_to_plane(self.moved, cam2world, tan)
+        reference = self.reference.expand_as(self.moved)
+        displacement = world_to_plane(reference, cam2world, tan)[0] - moved
+        frames = []
+        for i, keep in enumerate(self.visible):
+            mesh = ScatteredVertices(moved[i, keep].detach().cpu().double().numpy())
+            frames.append(_Frame(mesh, displacement[i, keep], depth[i, keep]))
+        self._seen = (cam2world.clone(), frames)
+        return frames
+
+    def _interpolate(self, query: Tensor, frame: _Frame) -> tuple[Tensor, Tensor]:
         """Interpolate displacement `[N, S', 2]` and surface depth `[N, S']` at plane points."""
         where = query.detach().cpu().double().numpy().reshape(-1, 2)
-        mesh = ScatteredVertices(moved.detach().cpu().double().numpy())
-        index, weight, outside = mesh.interpolate(
+        index, weight, outside = frame.mesh.interpolate(
             where, neighbours=self.settings.neighbours, linear=self.settings.linear
         )
         falloff = np.exp(-((outside / self.settings.falloff_radius) ** 2))
         nearest = torch.as_tensor(index).to(query.device)
         weights = torch.as_tensor(weight, dtype=query.dtype).to(query.device)
         weakened = torch.as_tensor(weight * falloff[:, None], dtype=query.dtype).to(query.device)
-        offset = (displacement[nearest] * weakened[..., None]).sum(1)
-        depth = (surface[nearest] * weights).sum(1)
+        offset = (frame.displacement[nearest] * weakened[..., None]).sum(1)
+        depth = (frame.depth[nearest] * weights).sum(1)
         return offset.reshape(query.shape), depth.reshape(query.shape[:-1])
 
     def _ramp(self, behind: Tensor) -> Tensor:

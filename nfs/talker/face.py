@@ -15,7 +15,7 @@ from nfs.morphable.rasterizer import rasterize
 from nfs.talker.plane import TAN_HALF_FOV, face_to_world, world_to_plane
 
 VISIBILITY_PX = 256
-DEPTH_TOLERANCE = 0.003
+DEPTH_TOLERANCE = 0.001
 NOT_SKIN = ("eyes", "teeth_upper", "teeth_lower", "tongue", "inner_mouth")
 
 

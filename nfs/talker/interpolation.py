@@ -1,5 +1,7 @@
 """Interpolation between scattered points of a plane. Legend: Q queries, V points, K used points."""
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Delaunay, QhullError, cKDTree
@@ -33,25 +35,33 @@ class ScatteredVertices:
         distance, index = self._tree.query(where, k=count)
         distance = np.asarray(distance).reshape(len(where), count)
         index = np.array(index, np.int64).reshape(len(where), count)
-        spacing = self.spacing()
+        spacing = self.spacing
         weight = shepard_weights(distance, spacing)
         if linear:
             self._set_linear(where, index, weight)
         # Inside the mesh no point is farther than about the spacing from a vertex.
         return index, weight, np.maximum(distance[:, 0] - spacing, 0.0)
 
+    @cached_property
     def spacing(self) -> float:
-        """Return the median distance of a vertex to its nearest neighbour."""
+        """Median distance of a vertex to its nearest neighbour."""
         if len(self.points) < 2:
             return 0.0
         return float(np.median(self._tree.query(self.points, k=2)[0][:, 1]))
 
+    @cached_property
+    def _triangles(self) -> Delaunay | None:
+        """Delaunay triangulation; None with fewer than three vertices or all on a line."""
+        try:
+            return Delaunay(self.points)
+        except (QhullError, ValueError):
+            return None
+
     def _set_linear(self, where: FloatArray, index: IntArray, weight: FloatArray) -> None:
         """Overwrite the rows of points that lie inside a triangle."""
-        try:
-            triangles = Delaunay(self.points)
-        except (QhullError, ValueError):
-            return  # fewer than three vertices, or all on a line: there is no triangle
+        triangles = self._triangles
+        if triangles is None:
+            return
         simplex = triangles.find_simplex(where)
         transform = triangles.transform[simplex]
         two = np.einsum("qij,qj->qi", transform[:, :2], where - transform[:, 2])
