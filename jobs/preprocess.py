@@ -130,7 +130,7 @@ def _contact_sheet(uri: str, items: list[dict[str, Any]]) -> np.ndarray:
         with store.open_parquet(f"frames/{item['key']}.parquet") as parquet:
             count = parquet.metadata.num_rows
             frames = parquet.read(columns=["image_jpeg", "landmarks_px", "status"])
-        for index in (0, count // 2, count - 1):
+        for index in sorted({0, count // 2, count - 1}):
             row = frames.slice(index, 1).to_pylist()[0]
             points = np.array(row["landmarks_px"]).reshape(68, 2)
             caption = f"{item['clip_id']} {index}" + ("" if row["status"] == "ok" else " no face")

@@ -42,7 +42,7 @@ def read_audio(
     start_s: float = 0.0,
     end_s: float | None = None,
 ) -> AudioClip:
-    """Decode the first audio stream, mixed to mono and resampled.
+    """Decode the first audio stream, resampled, as the mean of its channels.
 
     Args:
         path: Audio or video file.
@@ -59,39 +59,65 @@ def read_audio(
             raise ClipError("no_audio", f"{path}: has no audio stream")
         stream = container.streams.audio[0]
         origin = origin_s(container)
-        declared_end_s = _declared_end_s(stream, origin)
         if start_s > 2 * _SEEK_MARGIN_S and stream.time_base is not None:
-            container.seek(
-                int((origin + start_s - _SEEK_MARGIN_S) / stream.time_base), stream=stream
-            )
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate_hz)
-        parts: list[NDArray[np.float32]] = []
-        first_s: float | None = None
+            target_s = origin + start_s - _SEEK_MARGIN_S
+            container.seek(int(target_s / stream.time_base), stream=stream)
+        track = _Track(sample_rate_hz)
+        stop_s = None if end_s is None else origin + end_s + _SEEK_MARGIN_S
         try:
-            for frame in container.decode(stream):
-                time_s = (frame.time if frame.pts is not None else 0.0) - origin
-                if end_s is not None and time_s > end_s + _SEEK_MARGIN_S:
+            for packet in container.demux(stream):
+                if not track.add(packet, stop_s):
                     break
-                first_s = time_s if first_s is None else first_s
-                frame.pts = None  # the resampler counts samples itself
-                parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
-            parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+            track.flush()
         except (av.error.FFmpegError, OSError) as error:
-            where = sum(map(len, parts)) / sample_rate_hz
+            where = sum(map(len, track.parts)) / sample_rate_hz
             message = f"{path}: audio broke off after {where:.2f} s: {reason_of(error)}"
             raise ClipError("decode_error", message) from None
-    if first_s is None:
+    if track.first_s is None:
         raise ClipError("decode_error", f"{path}: no audio could be decoded")
-    samples = np.concatenate(parts).astype(np.float32, copy=False)
-    if declared_end_s is not None:
-        excess = len(samples) - round((declared_end_s - first_s) * sample_rate_hz)
-        if 0 < excess <= _CODEC_PADDING_S * sample_rate_hz:
+    return AudioClip(track.samples(), sample_rate_hz, track.first_s - origin)
+
+
+class _Track:
+    """Collects decoded, resampled samples of one stream; times are the container's."""
+
+    def __init__(self, sample_rate_hz: int):
+        self.rate = sample_rate_hz
+        self.parts: list[NDArray[np.float32]] = []
+        self.first_s: float | None = None
+        self.end_s = 0.0
+        self._resampler: av.AudioResampler | None = None
+
+    def add(self, packet: av.Packet[AudioStream], stop_s: float | None) -> bool:
+        """Decode a packet; return whether more are needed."""
+        if packet.pts is not None and packet.duration is not None:
+            end = (packet.pts + packet.duration) * packet.time_base
+            self.end_s = max(self.end_s, float(end))
+        for frame in packet.decode():
+            time_s = frame.time if frame.pts is not None else 0.0
+            if stop_s is not None and time_s > stop_s:
+                return False
+            self.first_s = time_s if self.first_s is None else self.first_s
+            if self._resampler is None:
+                layout = frame.layout
+                self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=self.rate)
+            frame.pts = None  # the resampler counts samples itself
+            self._keep(self._resampler.resample(frame))
+        return True
+
+    def flush(self) -> None:
+        """Take what the resampler still holds."""
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+
+    def samples(self) -> NDArray[np.float32]:
+        """Return all samples, without the padding of a last AAC frame beyond its packet's end."""
+        samples = np.concatenate(self.parts).astype(np.float32, copy=False)
+        excess = len(samples) - round((self.end_s - (self.first_s or 0.0)) * self.rate)
+        if 0 < excess <= _CODEC_PADDING_S * self.rate:
             samples = samples[:-excess]
-    return AudioClip(np.clip(samples, -1.0, 1.0), sample_rate_hz, first_s)
+        return np.clip(samples, -1.0, 1.0)
 
-
-def _declared_end_s(stream: AudioStream, origin: float) -> float | None:
-    """Return the end of the track by its header: a last AAC frame is padded beyond it."""
-    if stream.duration is None or stream.time_base is None:
-        return None
-    return float((stream.duration + (stream.start_time or 0)) * stream.time_base) - origin
+    def _keep(self, frames: list[av.AudioFrame]) -> None:
+        # the mean of the channels: swresample's own mix is 3 dB louder and clips
+        self.parts += [frame.to_ndarray().mean(axis=0) for frame in frames]

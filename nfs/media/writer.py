@@ -59,6 +59,8 @@ class VideoWriter:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         options = {"movflags": "+faststart"}
+        if self._audio is not None:  # or the length of the sound is rounded to milliseconds
+            options["movie_timescale"] = str(self._audio.rate)
         self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
         if self._comment is not None:
             self._container.metadata["comment"] = self._comment
