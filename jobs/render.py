@@ -26,6 +26,7 @@ def run(config: RenderConfig, job: JobRun) -> dict[str, Any]:
     from nfs.artifacts import Store
     from nfs.talker import artifact
     from nfs.talker.builders import build_plan, load_inputs
+    from nfs.talker.plot import mouth_and_voice
     from nfs.talker.work import frame_units
 
     uri, work = job.output("render"), Store(job.output("work"))
@@ -51,6 +52,7 @@ def run(config: RenderConfig, job: JobRun) -> dict[str, Any]:
         )
         metrics = done.metrics
         job.tracker.log_image("render/sheet", done.sheet)
+        job.tracker.log_image("render/mouth_and_voice", mouth_and_voice(plan))
         job.tracker.log_file(Store(uri).local_path(artifact.VIDEO))
         artifact.clear(work)
     job.tracker.log_metrics(metrics, step=0)
