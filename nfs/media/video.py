@@ -26,6 +26,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".m
 _SEEK_MARGIN_S = 0.5
 # How much of the declared length may be missing at the end before the file counts as truncated.
 _MISSING_END_S = 0.5
+# The last frame is shown as long as the one before it, but not longer than this.
+_LONGEST_HOLD_S = 0.5
 
 TimedFrame = tuple[float, NDArray[np.uint8]]
 
@@ -174,6 +176,8 @@ def _decoded(
     count, time_s = 0, 0.0
     try:
         for frame in container.decode(stream):
+            if frame.is_corrupt and count == 0:
+                continue  # a stream cut or entered between key frames begins like this
             if frame.is_corrupt:
                 raise ClipError("decode_error", _broken(path, count, time_s, "damaged frame"))
             count, time_s = count + 1, frame.time or time_s
@@ -244,7 +248,7 @@ def _nearest(
         previous = (time_s, image)
     if previous is None:
         return
-    stop_s = previous[0] + (interval_s or 1.0 / fps) - 1e-9
+    stop_s = previous[0] + min(interval_s or 1.0 / fps, _LONGEST_HOLD_S) - 1e-9
     stop_s = stop_s if end_s is None else min(stop_s, end_s - 1e-9)
     while (target := start_s + index / fps) < stop_s:
         yield target, previous[1]
