@@ -6,7 +6,7 @@ from html import escape
 
 from nfs.report.data import Curve
 
-WIDTH, HEIGHT = 340, 170
+WIDTH, HEIGHT = 325, 165
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 24
 MAX_POINTS = 400
 
@@ -53,6 +53,8 @@ def format_number(value: float) -> str:
 def _svg(name: str, points: Sequence[tuple[float, float]]) -> str:
     x0, x1 = _range([x for x, _ in points], pad=0)
     y0, y1 = _range([y for _, y in points], pad=0.05)
+    if y0 < 0 <= min(y for _, y in points):
+        y0 = 0.0  # no room below zero for what cannot be negative
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)

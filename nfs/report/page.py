@@ -28,8 +28,9 @@ color:var(--ink);background:var(--ground)}.flow small{color:var(--soft);margin-l
 .grid{display:flex;flex-wrap:wrap;gap:16px;margin-top:12px;align-items:flex-start}
 figure{margin:0;max-width:100%}figcaption{font-size:13px;margin-bottom:4px}
 figure img,figure video{max-width:100%;max-height:560px;border-radius:6px;display:block}
+figure video{min-width:320px}
 figure img{image-rendering:auto;background:var(--ground)}
-.chart svg{width:340px;max-width:100%;height:auto;display:block}.chart b{color:var(--ink)}
+.chart svg{width:325px;max-width:100%;height:auto;display:block}.chart b{color:var(--ink)}
 svg line{stroke:var(--line);stroke-width:1}svg text{font-size:10.5px;fill:var(--soft)}
 svg polyline{fill:none;stroke:var(--accent);stroke-width:1.6;stroke-linejoin:round}
 svg circle{fill:var(--accent)}

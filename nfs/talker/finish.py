@@ -18,7 +18,7 @@ def resize_frame(frame: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
 def add_watermark(frame: NDArray[np.uint8], text: str = WATERMARK_TEXT) -> NDArray[np.uint8]:
     """Return a copy with small white text, dark-rimmed, in the lower left corner."""
     image = Image.fromarray(frame)
-    height = max(9, round(image.height / 28))
+    height = max(10, round(image.height / 22))
     font = ImageFont.load_default(size=height)
     position = (height * 0.6, image.height - height * 0.6)
     rim = max(1, height // 12)
