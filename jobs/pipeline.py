@@ -62,9 +62,7 @@ def _settings(config: PipelineConfig, stage: str) -> StageConfig | None:
     return settings
 
 
-def _stage_config(
-    config: PipelineConfig, stage: str, links: dict[str, Any]
-) -> JobConfig | None:
+def _stage_config(config: PipelineConfig, stage: str, links: dict[str, Any]) -> JobConfig | None:
     """Return a stage's configuration: its file, the links, the shared settings, its overrides."""
     from nfs.config.base import apply_overrides, read_yaml, set_dotted
     from nfs.config.jobs import schema_of
@@ -111,9 +109,7 @@ def _links(config: PipelineConfig, artifacts: dict[str, str], stage: str) -> dic
     }[stage]
 
 
-def _stage_artifacts(
-    config: PipelineConfig, stage: str, result: dict[str, Any]
-) -> dict[str, str]:
+def _stage_artifacts(config: PipelineConfig, stage: str, result: dict[str, Any]) -> dict[str, str]:
     """Return the artifacts of a stage under the names that `_links` uses."""
     names = {"train_stylenerf": "generator", "train_audio2exp": "audio2exp"}
     found = {names.get(stage, kind): path for kind, path in result["artifacts"].items()}

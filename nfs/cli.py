@@ -69,8 +69,7 @@ def samples_fetch(directory: Path) -> None:
     """Put the sample clip, portraits and speech into DIRECTORY."""
     from nfs.samples import fetch_samples
 
-    for path in fetch_samples(directory):
-        print(path)
+    fetch_samples(directory, progress=print)
 
 
 @artifact_app.command("inspect")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nfs.errors import ConfigError
 
@@ -94,7 +94,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return tree
 
 
-def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 - JSON border
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set `a.b.c` in a nested dictionary, making parents as needed."""
     *parents, leaf = key.split(".")
     for name in parents:
@@ -140,6 +140,12 @@ class TrackingConfig(Config):
 
     kind: Literal["mlflow", "jsonl", "null"] = "mlflow"
     """`jsonl` writes `metrics.jsonl` into the run directory; `null` records nothing."""
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, value: object) -> object:
+        return "null" if value is None else value  # YAML reads a bare null as nothing
+
     uri: str | None = None
     """MLflow tracking URI; default `sqlite:///<storage>/mlflow.db`."""
     experiment: str = "nfs"

@@ -40,6 +40,11 @@ def test_missing_key_says_how_to_set_it(tmp_path):
         Example.load(write(tmp_path, {}))
 
 
+def test_the_null_tracker_survives_yaml(tmp_path):
+    config = Example.load(write(tmp_path, {"clips": "a"}), ["tracking.kind=null"])
+    assert config.tracking.kind == "null"
+
+
 def test_missing_file_lists_the_neighbours(tmp_path):
     write(tmp_path, {})
     with pytest.raises(ConfigError, match=r"no such configuration file.*example\.yaml"):
