@@ -117,8 +117,8 @@ def check_failures(config: Fit3dmmConfig, metrics: dict[str, float]) -> None:
     if bad > config.max_failed_fraction * total:
         raise InputError(
             f"{config.clips}: {bad:.0f} of {total:.0f} clips have no good fit, more than "
-            f"max_failed_fraction={config.max_failed_fraction:g} allows; look at the contact sheets "
-            "and at fit.max_median_nme_percent"
+            f"max_failed_fraction={config.max_failed_fraction:g} allows; look at the "
+            "contact sheets and at fit.max_median_nme_percent"
         )
 
 

@@ -56,13 +56,13 @@ class ClipFitConfig(Config):
     """Fit of one clip."""
 
     model: str = "open_head"
-    """`open_head`, or the path of BFM_model_front.mat / BFM09_model_info.mat (seen by all workers)."""
+    """`open_head`, or the path of a BFM `.mat` file that all workers can read."""
     landmarks: LandmarkFitConfig = LandmarkFitConfig()
     """The landmark fit."""
     appearance_frames: int = Field(12, ge=0)
     """Frames per clip that light and skin colour are estimated from; 0 skips them."""
     max_median_nme_percent: float = Field(5.0, gt=0)
-    """Clips whose median landmark error (percent of the eye distance) is larger get status poor_fit."""
+    """Clips with a larger median landmark error (percent of eye distance) get status poor_fit."""
     sheet_frames: int = Field(6, ge=0, le=12)
     """Frames in the contact sheet of a clip; 0 writes no sheets."""
 

@@ -33,7 +33,8 @@ class AppearanceSettings:
 
     Attributes:
         light_prior: Precision of light coefficients, relative to the mean squared albedo.
-        texture_prior: Precision of texture coefficients, in squared colour error per standard deviation.
+        texture_prior: Precision of texture coefficients, in squared colour error per standard
+            deviation.
     """
 
     light_prior: float = 1e-3
@@ -158,8 +159,8 @@ def _solve_texture(
 ) -> Tensor:
     """Least squares for the texture with its unit-variance prior.
 
-    All frames share the texture, so each vertex contributes one 80-vector per channel: the weights sum
-    over the frames first.
+    All frames share the texture, so each vertex contributes one 80-vector per channel: the weights
+    sum over the frames first.
     """
     strength = (weights[..., None] * light.square()).sum(0).flatten()
     pull = (weights[..., None] * light * (colours - model.mean_texture * light)).sum(0).flatten()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from nfs.errors import InputError
 from nfs.morphable.model import FloatArray, IntArray, ModelData
@@ -40,18 +41,18 @@ def read_bfm(path: Path) -> ModelData:
         path: The `.mat` file, or a folder that holds one of the two known names.
 
     Raises:
-        InputError: If no such file exists, it is no `.mat` file, or an array is missing or misshapen.
+        InputError: If there is no such file, or it is no `.mat`, or an array is missing.
     """
     file = _resolve(path)
     try:
         raw = loadmat(str(file))
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (MatReadError, ValueError, OSError, NotImplementedError) as error:
         raise InputError(f"{file}: not readable as a MATLAB file: {error}") from error
     missing = [key for key in KEYS if key not in raw]
     if missing:
         raise InputError(
-            f"{file}: not a converted BFM model; missing {', '.join(missing)}. Expected the output of "
-            "the Deep3D or 3DMM-Fitting conversion script"
+            f"{file}: not a converted BFM model; missing {', '.join(missing)}. Expected the "
+            "output of the Deep3D or 3DMM-Fitting conversion script"
         )
     arrays = {key: np.asarray(raw[key]) for key in KEYS}
     count = arrays["meanshape"].size // 3
@@ -124,8 +125,8 @@ def _groups(
 def _front_faces(arrays: dict[str, FloatArray]) -> IntArray:
     """Return the front triangles as vertex ids.
 
-    The real file stores positions inside `frontmask2_idx` (spec 3, quirk 1); values beyond its length
-    can only be vertex ids and are taken as such.
+    The real file stores positions inside `frontmask2_idx` (spec 3, quirk 1); values beyond its
+    length can only be vertex ids and are taken as such.
     """
     front = _indices(arrays["frontmask2_idx"]).ravel()
     triangles = _indices(arrays["tri_mask2"])

@@ -1,4 +1,4 @@
-"""The unit work of `jobs.fit_3dmm`: one clip in, one table of coefficients out. Legend: T frames."""
+"""The unit work of `jobs.fit_3dmm`: one clip in, one table out. Legend: T frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class ClipFit:
     Attributes:
         fit: Coefficients (with texture and light if images were given), errors, fitted landmarks.
         usable: `[T]` frames that had landmarks.
-        photometric_l1: `[T]` colour error of the frames that appearance was estimated from, NaN elsewhere.
+        photometric_l1: `[T]` colour error of the frames that appearance was estimated from, NaN
+            elsewhere.
         median_nme_percent: Over the usable frames.
     """
 
@@ -66,7 +67,8 @@ def fit_clip_frames(
         landmarks_px: `[T, 68, 2]` continuous pixels of a square image, y down.
         image_size_px: Side of that image.
         usable: `[T]` bool, frames whose landmarks count; default those that are finite.
-        images: Frame index -> uint8 RGB `[S, S, 3]` of the frames to estimate light and colour from.
+        images: Frame index -> uint8 RGB `[S, S, 3]` of the frames to estimate light and colour
+            from.
         temporal_weight: See `fit_landmarks`.
         settings: See `fit_landmarks`.
 
@@ -122,7 +124,7 @@ class FitWork:
         """Return the `fits` table of one clip, a row for every frame.
 
         Raises:
-            ClipError: `no_face` (no frame with landmarks), `bad_frames` (no rows, mixed image sizes).
+            ClipError: `no_face` (no frame with landmarks), `bad_frames` (no rows, mixed sizes).
         """
         frames = self._read(item)
         landmarks, usable = landmarks_of(frames)
@@ -195,10 +197,8 @@ def sheet_path(key: str) -> str:
 
 def landmarks_of(frames: pa.Table) -> tuple[Tensor, Tensor]:
     """Return landmarks `[T, 68, 2]` and which frames are usable `[T]` of a `frames` table."""
-    landmarks = np.full((len(frames), 2 * NUM_LANDMARKS), np.nan, np.float32)
-    for row, values in enumerate(frames["landmarks_px"].to_pylist()):
-        if values is not None:
-            landmarks[row] = values
+    flat = frames["landmarks_px"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    landmarks = np.array(flat, np.float32).reshape(-1, 2 * NUM_LANDMARKS)
     status_ok = np.array([status == USABLE for status in frames["status"].to_pylist()])
     usable = status_ok & np.isfinite(landmarks).all(1)
     return (
@@ -215,7 +215,7 @@ def spread_frames(usable: Tensor, count: int) -> list[int]:
 
 
 def sheet_frames(result: ClipFit, landmarks: Tensor, count: int) -> list[int]:
-    """Return the frames to show: the worst, the widest and most closed mouth, then an even spread."""
+    """Return the frames to show: the worst, the extremes of the mouth, then an even spread."""
     usable = result.usable
     gap = torch.where(usable, lip_gap_px(landmarks), torch.nan)
     errors = result.fit.nme_percent

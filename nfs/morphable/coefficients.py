@@ -31,7 +31,8 @@ class Coefficients:
 
     Attributes:
         identity: `[B, 80]`, standard deviations.
-        expression: `[B, 64]`; open head: weights in [0, 1] then free axes; BFM: standard deviations.
+        expression: `[B, 64]`; open head: weights in [0, 1] then free axes; BFM: standard
+            deviations.
         texture: `[B, 80]`, standard deviations.
         rotation: `[B, 3]` BFM Euler angles (x, y, z), radians; R = Rz Ry Rx, y = R x + t.
         translation: `[B, 3]` dm.

@@ -1,10 +1,11 @@
 """One Gauss-Newton step of the landmark fit (spec 4.2), batched over frames.
 
-Unknowns per frame: a rotation increment w (R <- R exp([w])), translation t, expression e; identity a is
-shared, free per frame or fixed. With x = m + I a + E e, y = R x + t and p the projection of y, the
-residual is 100 (target - p) / s, percent of the face size s, so that priors do not depend on the image
-scale. During the fit e may leave its bounds by a few thousandths; the caller clamps at the end.
-Legend: T frames, L landmarks, E free expression axes, K identity axes, n = 6 + E (+ K) unknowns.
+Unknowns per frame: a rotation increment w (R <- R exp([w])), translation t, expression e; identity
+a is shared, free per frame or fixed. With x = m + I a + E e, y = R x + t and p the projection of y,
+the residual is 100 (target - p) / s, percent of the face size s, so that priors do not depend on
+the image scale. During the fit e may leave its bounds by a few thousandths; the caller clamps at
+the end. Legend: T frames, L landmarks, E free expression axes, K identity axes, n = 6 + E (+ K)
+unknowns.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def model_points(problem: Problem, state: State) -> Tensor:
 
 
 def project_state(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor]:
-    """Return model points `[T, L, 3]`, posed points `[T, L, 3]` and pixels with depth `[T, L, 3]`."""
+    """Return model points, posed points and pixels with depth, each `[T, L, 3]`."""
     points = model_points(problem, state)
     posed = pose_points(points, state.rotation, state.translation)
     return points, posed, to_screen(posed, problem.image_size_px)
@@ -187,7 +188,8 @@ def linearise(problem: Problem, state: State) -> Linearised:
     pose = torch.cat([-(model @ skew(points)), camera], dim=-1)
     basis = torch.cat([problem.expression_basis, problem.identity_basis], dim=-1)
     by_landmark = model.permute(1, 0, 2, 3).flatten(1, 2) @ basis
-    shape = by_landmark.unflatten(1, (-1, 2)).permute(1, 0, 2, 3)
+    by_frame = by_landmark.reshape(len(by_landmark), -1, 2, by_landmark.shape[-1])
+    shape = by_frame.permute(1, 0, 2, 3)
     return Linearised(residual, robust, pose, shape)
 
 

@@ -87,7 +87,8 @@ def _smooth_axes(mean: FloatArray) -> FloatArray:
 def _harmonics(direction: FloatArray) -> list[tuple[int, FloatArray]]:
     """Return (degree, values `[H]` of unit root mean square) of 25 real spherical harmonics.
 
-    With the pole on y: Re and Im of (x + i z)^m times the m-th derivative of the Legendre polynomial.
+    With the pole on y: Re and Im of (x + i z)^m times the m-th derivative of the Legendre
+    polynomial.
     """
     x, y, z = direction.T
     harmonics = []

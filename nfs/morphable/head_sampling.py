@@ -37,7 +37,7 @@ SIDE_CORRELATION = 0.92
 def stable_uniforms(seed: int, rows: int, columns: int) -> FloatArray:
     """Return `[rows, columns]` uniforms in (0, 1), the same on every machine and NumPy version."""
     raw = np.random.PCG64(seed).random_raw(rows * columns)
-    uniforms: FloatArray = ((raw >> np.uint64(11)) + 0.5) * 2.0**-53
+    uniforms = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return uniforms.reshape(rows, columns)
 
 

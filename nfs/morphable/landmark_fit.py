@@ -1,8 +1,8 @@
 """`fit_landmarks`: coefficients of a clip, or of unrelated photographs, from 68 landmarks.
 
-A clip shares one identity and its neighbouring frames are tied together. Long clips have bounded memory:
-the identity comes from frames spread over the clip, then overlapping segments are fitted with it.
-Legend: T frames.
+A clip shares one identity and its neighbouring frames are tied together. Long clips have bounded
+memory: the identity comes from frames spread over the clip, then overlapping segments are fitted
+with it. Legend: T frames.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class FitSettings:
     Attributes:
         iterations: Gauss-Newton steps in all.
         rigid_iterations: Of those, steps that only move the head, at the start.
-        identity_prior: Precision of identity coefficients (residuals are percent of the face size). A shared
-            identity multiplies it by the square root of the number of frames: landmark errors repeat
-            from frame to frame, so many frames say less than as many independent photographs.
-        expression_prior: Precision of expression coefficients, times the model's own per-axis factor.
+        identity_prior: Precision of identity coefficients (residuals are percent of the face size).
+            A shared identity multiplies it by the square root of the number of frames: landmark
+            errors repeat from frame to frame, so many frames say less than as many independent
+            photographs.
+        expression_prior: Precision of expression coefficients, times the model's own per-axis
+            factor.
         pose_smoothness: Precision of pose differences of neighbouring frames, at temporal weight 1.
         expression_smoothness: The same for expressions.
         huber_percent: Landmark errors beyond this (percent of the face size) count linearly.
@@ -70,8 +72,8 @@ class Fit:
 
     Attributes:
         coefficients: T rows; texture and lighting are zero.
-        nme_percent: `[T]` landmark error by the distance between the eye centres; NaN where a frame had no
-            landmarks.
+        nme_percent: `[T]` landmark error by the distance between the eye centres; NaN where a frame
+            had no landmarks.
         landmarks_px: `[T, 68, 2]` fitted landmarks, continuous pixels.
     """
 
@@ -106,7 +108,7 @@ def fit_landmarks(
         Coefficients on the device and in the order of the input.
 
     Raises:
-        ValueError: If a shape is wrong, weighted landmarks are not finite, or no frame has any weight.
+        ValueError: If a shape is wrong, weighted landmarks are not finite, or no frame has weight.
     """
     settings = settings or FitSettings()
     frame_weights = _check_inputs(landmarks_px, weights, temporal_weight)
@@ -137,7 +139,9 @@ def _check_inputs(landmarks: Tensor, weights: Tensor | None, temporal_weight: fl
         weights = landmarks.new_ones(count, NUM_LANDMARKS)
     if weights.shape not in ((count,), (count, NUM_LANDMARKS)):
         raise ValueError(f"weights must be [{count}] or [{count}, 68], got {tuple(weights.shape)}")
-    weights = weights.reshape(count, -1).expand(count, NUM_LANDMARKS).to(landmarks)
+    if weights.dim() == 1:
+        weights = weights[:, None].expand(count, NUM_LANDMARKS)
+    weights = weights.to(landmarks)
     if bool((weights < 0).any()) or not bool(torch.isfinite(weights).all()):
         raise ValueError("weights must be finite and >= 0")
     if count and not bool((weights > 0).any()):
@@ -265,7 +269,7 @@ def _minimise(problem: Problem, settings: FitSettings, identity: Tensor | None) 
 
 
 def _initial_pose(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return the scaled orthographic pose of the mean face: least squares, then the nearest rotation."""
+    """Return the scaled orthographic pose of the mean face: least squares, nearest rotation."""
     middle = problem.mean.mean(0)
     centre = problem.target.mean(1, keepdim=True)
     upward = (problem.target - centre) * problem.target.new_tensor([1.0, -1.0])
@@ -274,7 +278,8 @@ def _initial_pose(problem: Problem) -> tuple[Tensor, Tensor]:
     rows = u @ vt
     third = torch.linalg.cross(rows[:, 0], rows[:, 1])
     rotation = torch.cat([rows, third[:, None]], dim=1)
-    scale = singular.mean(1)
+    # Landmarks on one spot have no scale; one pixel per dm keeps such a frame finite.
+    scale = singular.mean(1).clamp_min(1.0)
     half = problem.image_size_px / 2
     depth = focal_px(problem.image_size_px) / scale
     offset = [

@@ -1,4 +1,7 @@
-"""Second-order spherical-harmonic light (Ramamoorthi and Hanrahan 2001), in BFM's convention (spec 2.7)."""
+"""Second-order spherical-harmonic light in BFM's convention (spec 2.7).
+
+Source: Ramamoorthi and Hanrahan 2001, An efficient representation for irradiance maps.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def irradiance(normals: Tensor, lighting: Tensor) -> Tensor:
     Returns:
         `[B, V, 3]`; multiply by albedo to get colour.
     """
-    weights = lighting.unflatten(1, (3, NUM_HARMONICS))
+    weights = lighting.reshape(-1, 3, NUM_HARMONICS)
     ambient = torch.zeros_like(weights)
     ambient[..., 0] = AMBIENT
     return harmonics(normals) @ (weights + ambient).transpose(1, 2)

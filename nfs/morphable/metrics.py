@@ -18,7 +18,7 @@ def eye_distance_px(landmarks_px: Tensor) -> Tensor:
 
 
 def nme_percent(predicted_px: Tensor, target_px: Tensor, *, points: slice = slice(0, 68)) -> Tensor:
-    """Return the mean landmark error `[T]` in percent of the target's distance between the eye centres.
+    """Return the mean landmark error `[T]` in percent of the distance between the eye centres.
 
     Args:
         predicted_px: `[T, 68, 2]`.

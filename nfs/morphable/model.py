@@ -6,6 +6,7 @@ the subject's left (image right); the mean shape is centred on the mean of all i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +38,8 @@ class ModelData:
         expression_names: 64 names.
         expression_lower: `[64]` lower bounds, -inf where free.
         expression_upper: `[64]` upper bounds, inf where free.
-        expression_prior: `[64]` relative prior precision; inf fixes an axis that landmarks cannot see.
+        expression_prior: `[64]` relative prior precision; inf fixes an axis that landmarks cannot
+            see.
     """
 
     model_id: str
@@ -50,7 +52,7 @@ class ModelData:
     faces: IntArray
     landmark_triangles: IntArray
     landmark_weights: FloatArray
-    groups: dict[str, IntArray]
+    groups: Mapping[str, IntArray]
     front_faces: IntArray
     expression_names: tuple[str, ...]
     expression_lower: FloatArray = field(default_factory=lambda: np.full(64, -np.inf))
@@ -59,7 +61,7 @@ class ModelData:
 
 
 class MorphableModel(nn.Module):
-    """A linear head model; all arrays are buffers that a state dict leaves out (the checksum names them).
+    """A linear head model; its buffers stay out of state dicts, the checksum names them.
 
     Args:
         data: Arrays of the model.
@@ -126,7 +128,7 @@ class MorphableModel(nn.Module):
 
     @property
     def vertex_groups(self) -> dict[str, Tensor]:
-        """Name -> vertex ids. `lips_outer`, `lips_inner`, `eye_left`, `eye_right` are ordered contours."""
+        """Name -> vertex ids; `lips_outer`, `lips_inner`, `eye_*` are ordered contours."""
         return {name: self.get_buffer(f"group_{name}") for name in self._group_names}
 
     def vertices(self, identity: Tensor, expression: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ class MorphableModel(nn.Module):
         """
         weights = torch.cat([identity, expression], dim=1)
         offsets = weights @ self.shape_basis.flatten(0, 1).T
-        return self.mean_shape + offsets.unflatten(1, (-1, 3))
+        return self.mean_shape + offsets.reshape(len(offsets), -1, 3)
 
     def landmarks(self, identity: Tensor, expression: Tensor) -> Tensor:
         """Return the 68 landmarks `[B, 68, 3]` in model space without evaluating the mesh."""
@@ -162,4 +164,4 @@ class MorphableModel(nn.Module):
             texture: `[B, 80]`.
         """
         offsets = texture @ self.texture_basis.flatten(0, 1).T
-        return self.mean_texture + offsets.unflatten(1, (-1, 3))
+        return self.mean_texture + offsets.reshape(len(offsets), -1, 3)

@@ -1,4 +1,7 @@
-"""Vertex normals in the two conventions of the original codes. Legend: B faces, V vertices, F triangles."""
+"""Vertex normals in the two conventions of the original codes.
+
+Legend: B faces, V vertices, F triangles.
+"""
 
 from __future__ import annotations
 

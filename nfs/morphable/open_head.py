@@ -141,8 +141,8 @@ def identity_basis(
 ) -> tuple[FloatArray, dict[str, float]]:
     """Return the principal axes of head offsets, scaled by their standard deviation.
 
-    The metric weighs the front 1, the rest of the skin .25 and eyes, teeth and tongue .05. Axes come
-    from the eigenvectors of the Gram matrix; the largest score of each is positive.
+    The metric weighs the front 1, the rest of the skin .25 and eyes, teeth and tongue .05. Axes
+    come from the eigenvectors of the Gram matrix; the largest score of each is positive.
 
     Args:
         offsets: `[N, H, 3]` differences from the mean.

@@ -40,7 +40,7 @@ def mesh_overlay(model: MorphableModel, coefficients: Coefficients, images: Pict
 
 
 def draw_points(images: Picture, points_px: Tensor, colour: tuple[int, int, int]) -> Picture:
-    """Return copies of `[N, S, S, 3]` images with small squares at `[N, P, 2]` continuous pixels."""
+    """Return copies of `[N, S, S, 3]` images with small squares at `[N, P, 2]` pixels."""
     drawn = images.copy()
     size = images.shape[1]
     radius = max(1, size // 160)

@@ -1,7 +1,7 @@
 """Fit by rendering: landmarks, colours and priors together, with Adam (spec 2.9).
 
-This is the objective of 3DMM-Fitting and NeRFFaceSpeech, for refinement on request: half a minute per
-photo at 500 steps, against milliseconds for `fit_landmarks`. Legend: B faces, S image side.
+This is the objective of 3DMM-Fitting and NeRFFaceSpeech, for refinement on request: half a minute
+per photo at 500 steps, against milliseconds for `fit_landmarks`. Legend: B faces, S image side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The fixed camera of morphable fits: model space to pixels.
 
-The camera looks along -z from z = 10 dm. Pixel coordinates are continuous: pixel i covers [i, i + 1),
-y points down (spec 2.6). Legend: B faces, N points.
+The camera looks along -z from z = 10 dm. Pixel coordinates are continuous: pixel i covers [i, i +
+1), y points down (spec 2.6). Legend: B faces, N points.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def focal_px(image_size_px: float) -> float:
 
 
 def pose_points(points: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-    """Return `y = R x + t` for `[B, N, 3]` points, `[B, 3, 3]` rotations and `[B, 3]` translations."""
+    """Return `y = R x + t`: points `[B, N, 3]`, rotations `[B, 3, 3]`, translations `[B, 3]`."""
     return points @ rotation.transpose(-1, -2) + translation[:, None]
 
 

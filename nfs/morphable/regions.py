@@ -29,9 +29,9 @@ def landmark_contours(
         landmark_vertices: `[68]` nearest vertex of each landmark.
 
     Returns:
-        `lips_outer`, `lips_inner`, `eye_right`, `eye_left`: ordered vertex ids, each vertex once, the
-        first not repeated at the end. The lip contours start at the mouth corner 48 or 60 (image
-        left) and run over the upper lip.
+        `lips_outer`, `lips_inner`, `eye_right`, `eye_left`: ordered vertex ids, each vertex once,
+        the first not repeated at the end. The lip contours start at the mouth corner 48 or 60
+        (image left) and run over the upper lip.
     """
     loops = {
         "lips_outer": LIPS_OUTER,
@@ -65,7 +65,7 @@ def inside_polygon(points: FloatArray, polygon: FloatArray) -> NDArray[np.bool_]
 def lips_between(
     positions: FloatArray, outer: IntArray, inner: IntArray, candidates: NDArray[np.bool_]
 ) -> IntArray:
-    """Return the candidate vertices between the lip contours in the frontal view, contours included."""
+    """Return the candidates between the lip contours in the frontal view, contours included."""
     plane = positions[:, :2]
     depth = positions[outer, 2].min() - 0.1
     ring = inside_polygon(plane, plane[outer]) & ~inside_polygon(plane, plane[inner])

@@ -1,4 +1,7 @@
-"""Differentiable shading around a fixed visibility. Legend: B images, V vertices, F triangles, C channels."""
+"""Differentiable shading around a fixed visibility.
+
+Legend: B images, V vertices, F triangles, C channels.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ class Shaded:
 def interpolate(screen: Tensor, values: Tensor, faces: Tensor, pix_to_face: Tensor) -> Tensor:
     """Interpolate vertex values perspective-correctly at the covered pixels.
 
-    Differentiable in `screen` and `values`; the visible triangle of each pixel is a constant, so there is
-    no silhouette gradient.
+    Differentiable in `screen` and `values`; the visible triangle of each pixel is a constant, so
+    there is no silhouette gradient.
 
     Args:
         screen: `[B, V, 3]` (x px, y px down, depth).
@@ -71,7 +74,7 @@ def vertex_colours(
     *,
     normal_weighting: NormalWeighting = "unit",
 ) -> Tensor:
-    """Return lit vertex colours `[B, V, 3]`, nominally in [0, 1] and not clamped (spec 2.3 to 2.7)."""
+    """Return lit vertex colours `[B, V, 3]`, nominally in [0, 1], not clamped (spec 2.3-2.7)."""
     shape = model.vertices(coefficients.identity, coefficients.expression)
     normals = vertex_normals(shape, model.faces, weighting=normal_weighting)
     normals = normals @ coefficients.rotation_matrix.transpose(1, 2)

@@ -1,8 +1,8 @@
 """Symmetric positive definite block-tridiagonal systems, solved by odd-even reduction.
 
-Each level eliminates every second block at once, so the work is log2(T) batched operations instead of
-a loop over T frames (Buneman 1969; block form in Golub and Van Loan, 4.5.4). Legend: T blocks of size
-n, M right-hand sides.
+Each level eliminates every second block at once, so the work is log2(T) batched operations instead
+of a loop over T frames (Buneman 1969; block form in Golub and Van Loan, 4.5.4). Legend: T blocks of
+size n, M right-hand sides.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def zbuffer(
         bands: Row bands per image that may run in parallel; 1 inside one-CPU workers.
 
     Returns:
-        Face index `[B, H, W]` (-1 where empty), barycentrics `[B, H, W, 3]` (-1 where empty) and depth
-        `[B, H, W]` (inf where empty).
+        Face index `[B, H, W]` (-1 where empty), barycentrics `[B, H, W, 3]` (-1 where empty) and
+        depth `[B, H, W]` (inf where empty).
     """
     count = screen.shape[0]
     face_of = np.full((count, height, width), -1, np.int32)
