@@ -174,12 +174,19 @@ class GanLoss(Config):
     """Steps between R1 penalties, each scaled by the interval."""
     style_mixing_prob: float = Field(0.9, ge=0, le=1)
     """Share of batches whose later layers get another style."""
-    mean_image_weight: float = Field(0.0, ge=0)
-    """Weight at the start of a term that pulls fakes to the mean of the real batch (short runs)."""
-    mean_image_kimg: float = Field(0.0, ge=0)
-    """Images (thousands) over which that weight falls linearly to zero."""
     share_fakes: bool = False
     """Train the discriminator on the generator step's images instead of drawing new ones."""
+
+
+class WarmStartConfig(Config):
+    """Reconstruction of frames from linear codes before and beside the adversarial losses."""
+
+    kimg: float = Field(gt=0)
+    """Images (thousands) at the start during which the generator only reconstructs."""
+    weight: float = Field(10.0, ge=0)
+    """Weight of the squared error afterwards, on half of each batch."""
+    num_images: int = Field(512, ge=2)
+    """Evenly spaced frames that the linear code is fitted to."""
 
 
 class TrainStylenerfConfig(JobConfig):
@@ -201,6 +208,8 @@ class TrainStylenerfConfig(JobConfig):
     """Optimisers."""
     loss: GanLoss = GanLoss()
     """Losses."""
+    warm_start: WarmStartConfig | None = None
+    """Start by reconstruction (runs of minutes on a few clips); null as published."""
     total_kimg: float = Field(25_000, gt=0)
     """Length of the training, thousands of images."""
     batch_size: int = Field(64, ge=2)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from nfs.artifacts.manifest import read_manifest
@@ -18,6 +19,7 @@ from nfs.stylenerf.export import export_generator, load_discriminator, load_gene
 from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, EllipsoidPrior, GeneratorSpec
 from nfs.stylenerf.task import GanSettings, StyleNerfTask
+from nfs.stylenerf.warm_start import fit_linear_encoder
 from nfs.training.loop import LoopSettings, train
 
 __all__ = ["export_generator", "load_discriminator", "load_generator", "train_worker"]
@@ -60,6 +62,11 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         mirror=config.data.mirror,
         cache_row_groups=config.data.cache_row_groups,
     )
+    if config.warm_start is not None:
+        count = min(config.warm_start.num_images, len(dataset))
+        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+        images = (dataset.pixels(int(i)) for i in chosen)
+        dataset.encoder = fit_linear_encoder(images, config.generator.z_dim)
     settings = LoopSettings(
         total_samples=config.total_samples,
         batch_size=config.batch_size,
@@ -92,7 +99,10 @@ def build_discriminator(config: TrainStylenerfConfig) -> Discriminator:
 
 def build_settings(config: TrainStylenerfConfig) -> GanSettings:
     """Return the numbers of the training."""
+    warm = config.warm_start
     return GanSettings(
+        warm_start_kimg=0.0 if warm is None else warm.kimg,
+        reconstruction_weight=0.0 if warm is None else warm.weight,
         batch_size=config.batch_size,
         growth_start_kimg=config.growth.start_kimg,
         growth_end_kimg=config.growth.end_kimg,

@@ -50,3 +50,9 @@ def draw_cameras(
     radius = torch.rand(batch_size, device=device)
     make = prior_cameras if prior.gaussian else uniform_cameras
     return make(prior, yaw, pitch, radius)
+
+
+def middle_camera(prior: CameraPrior, like: Tensor) -> Tensor:
+    """Return the camera `[1, 4, 4]` in the middle of the prior's ranges."""
+    half = like.new_full((1,), 0.5)
+    return uniform_cameras(prior, half, half, half)

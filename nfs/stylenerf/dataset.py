@@ -15,6 +15,7 @@ from nfs.artifacts.store import Store
 from nfs.artifacts.tables import iter_files, table_files
 from nfs.errors import ArtifactError
 from nfs.media.images import decode_jpeg
+from nfs.stylenerf.warm_start import LinearEncoder
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class FrameImages:
         cache_row_groups: Row groups of encoded frames kept.
     """
 
+    encoder: LinearEncoder | None = None
+    """Adds a `code` to every item."""
+
     def __init__(
         self,
         uri: str,
@@ -101,16 +105,29 @@ class FrameImages:
         """Return the number of frames."""
         return len(self.index)
 
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, NDArray[np.uint8]]:
-        """Return `image`: uint8 `[3, R, R]`; the flip is drawn from `rng`."""
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
+        """Return `image` uint8 `[3, R, R]` and, with an encoder, `code` float32 `[z_dim]`.
+
+        The flip is drawn from `rng`.
+        """
+        pixels = self.pixels(index)
+        if self.mirror and rng.random() < 0.5:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        item: dict[str, NDArray[np.generic]] = {
+            "image": np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        }
+        if self.encoder is not None:
+            item["code"] = self.encoder.encode(pixels, rng)
+        return item
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Return an image as stored, resized: uint8 `[R, R, 3]`."""
         frames = self._row_group(int(self.index.file[index]), int(self.index.row_group[index]))
         pixels = decode_jpeg(frames[int(self.index.row[index])])
         size = (self.resolution, self.resolution)
         if pixels.shape[:2] != size:
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        if self.mirror and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return {"image": np.ascontiguousarray(pixels.transpose(2, 0, 1))}
+        return pixels
 
     def _row_group(self, file: int, group: int) -> list[bytes]:
         key = (file, group)

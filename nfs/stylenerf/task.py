@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfs.runtime.context import WorkerContext, unwrap
-from nfs.stylenerf.cameras import draw_cameras
+from nfs.stylenerf.cameras import draw_cameras, middle_camera
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.evaluation import evaluate_generator
 from nfs.stylenerf.export import export_generator
@@ -22,8 +22,8 @@ from nfs.stylenerf.losses import (
     discriminator_loss,
     generator_loss,
     lazy_adam,
-    mean_image_loss,
     r1_penalty,
+    reconstruction_loss,
 )
 from nfs.training.ema import Ema, ema_beta
 from nfs.training.guard import guarded_step
@@ -42,11 +42,11 @@ class GanSettings:
     r1_gamma: float = 0.5
     r1_interval: int = 16
     style_mixing_prob: float = 0.9
-    mean_image_weight: float = 0.0
-    mean_image_kimg: float = 0.0
     share_fakes: bool = False
     ema_kimg: float = 20.0
     ema_rampup: float | None = None
+    warm_start_kimg: float = 0.0
+    reconstruction_weight: float = 0.0
     growth_start_kimg: float = 0.0
     growth_end_kimg: float = 0.0
     grid_size: int = 8
@@ -58,11 +58,15 @@ class GanSettings:
             return 1.0
         return max(0.0, (samples_seen - start) / (end - start)) if end > start else 0.0
 
-    def mean_weight(self, samples_seen: int) -> float:
-        """Return the weight of the mean-image term."""
-        length = 1000 * self.mean_image_kimg
-        left = 1 - samples_seen / length if length > 0 else 0.0
-        return self.mean_image_weight * max(0.0, left)
+    def adversarial(self, samples_seen: int) -> bool:
+        """Return whether the warm start is over."""
+        return samples_seen >= 1000 * self.warm_start_kimg
+
+    def num_coded(self, samples_seen: int, count: int) -> int:
+        """Return how many of `count` fakes are made from the codes of real images."""
+        if not self.adversarial(samples_seen):
+            return count
+        return count // 2 if self.reconstruction_weight > 0 else 0
 
 
 class StyleNerfTask:
@@ -103,22 +107,29 @@ class StyleNerfTask:
         self.G_optimizer = torch.optim.Adam(self.G.parameters(), lr=lr, betas=betas, eps=1e-8)
 
     def train_step(self, batch: dict[str, Tensor], samples_seen: int) -> dict[str, Tensor]:
-        """Step G, then D, then D's R1 penalty when it is due.
+        """Step G, then D, then D's R1 penalty when it is due; D waits during a warm start.
 
         Args:
-            batch: `image`: uint8 `[B, 3, R, R]`.
+            batch: `image`: uint8 `[B, 3, R, R]`; `code`: `[B, z_dim]` for a warm start.
             samples_seen: The clock.
         """
         settings = self.settings
         where = f"samples_seen={samples_seen}"
         alpha = settings.alpha(samples_seen)
         real = self._real(batch["image"], alpha)
-        fake, metrics = self._step_generator(real, alpha, settings.mean_weight(samples_seen), where)
-        if not settings.share_fakes:
+        adversarial = settings.adversarial(samples_seen)
+        codes = batch["image"].new_empty(0, self.G.z_dim, dtype=torch.float32)
+        if num_coded := settings.num_coded(samples_seen, len(real)):
+            codes = batch["code"][:num_coded]
+        fake, metrics = self._step_generator(
+            real, codes, alpha=alpha, adversarial=adversarial, where=where
+        )
+        if adversarial and not settings.share_fakes:
             with torch.no_grad():
-                fake = self._fakes(self.G, len(real), alpha).image
-        metrics |= self._step_discriminator(fake.detach(), real, alpha, where)
-        if (samples_seen // settings.batch_size) % settings.r1_interval == 0:
+                fake = self._fakes(self.G, len(real), alpha, codes[:0]).image
+        if adversarial:
+            metrics |= self._step_discriminator(fake.detach(), real, alpha, where)
+        if adversarial and (samples_seen // settings.batch_size) % settings.r1_interval == 0:
             metrics |= self._step_r1(real, alpha, where)
         half_life = settings.ema_kimg
         if settings.ema_rampup is not None:
@@ -168,8 +179,10 @@ class StyleNerfTask:
             real = F.interpolate(real, size=(size, size), mode="area")
         return real
 
-    def _fakes(self, network: nn.Module, count: int, alpha: float) -> Rendering:
+    def _fakes(self, network: nn.Module, count: int, alpha: float, codes: Tensor) -> Rendering:
         """Draw latents, cameras and mixing from torch's global generator and render.
+
+        The first rows are made from `codes` and seen from the middle of the camera prior.
 
         DDP expects a backward pass after each forward with gradients, and skips the exchange of
         buffers after one without: so `network` is the wrapper only where gradients are wanted.
@@ -177,8 +190,11 @@ class StyleNerfTask:
         z = torch.randn(count, self.G.z_dim, device=self.device)
         code = torch.randn(count, self.G.background_dim, device=self.device)
         cameras = draw_cameras(self.G.spec.cameras, count, device=self.device)
+        if num_coded := len(codes):
+            z[:num_coded], code[:num_coded] = codes, codes[:, : self.G.background_dim]
+            cameras[:num_coded] = middle_camera(self.G.spec.cameras, cameras)
         mixing = None
-        if float(torch.rand(())) < self.settings.style_mixing_prob:
+        if not num_coded and float(torch.rand(())) < self.settings.style_mixing_prob:
             cutoff = int(torch.randint(1, self.G.num_ws, ()))
             mixing = (torch.randn(count, self.G.z_dim, device=self.device), cutoff)
         rendering: Rendering = network(
@@ -187,23 +203,28 @@ class StyleNerfTask:
         return rendering
 
     def _step_generator(
-        self, real: Tensor, alpha: float, mean_weight: float, where: str
+        self, real: Tensor, codes: Tensor, *, alpha: float, adversarial: bool, where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.D.requires_grad_(False)
         self.G.requires_grad_(True)
         self.G_optimizer.zero_grad(set_to_none=True)
-        rendering = self._fakes(self._G, len(real), alpha)
-        loss = generator_loss(self.D(rendering.image, alpha=alpha))
+        rendering = self._fakes(self._G, len(real), alpha, codes)
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.device)
+        if adversarial:
+            terms["loss/g"] = generator_loss(self.D(rendering.image, alpha=alpha))
+            total = total + terms["loss/g"]
+        if num_coded := len(codes):
+            error = reconstruction_loss(rendering.image[:num_coded], real[:num_coded])
+            terms["loss/g_reconstruction"] = error
+            total = total + self.settings.reconstruction_weight * error
         idle = list(self._idle(self.G.upsampler.blocks, self.G.stage(alpha).image_resolution))
-        total = loss
-        if mean_weight > 0:
-            total = total + mean_weight * mean_image_loss(rendering.image, real)
         torch.autograd.backward(total + _touch(idle))
         _forget(idle)
-        norm = guarded_step(self.G_optimizer, {"loss/g": loss}, self.G.parameters(), where)
+        norm = guarded_step(self.G_optimizer, terms, self.G.parameters(), where)
         opacity = rendering.opacity.detach()
         metrics = {
-            "loss/g": loss.detach(),
+            **{name: term.detach() for name, term in terms.items()},
             "grad/g_norm": norm,
             "render/opacity": opacity.mean(),
             "render/depth_std": rendering.depth.detach().std(),

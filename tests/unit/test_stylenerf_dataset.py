@@ -12,6 +12,7 @@ from nfs.errors import ArtifactError
 from nfs.media.images import encode_png
 from nfs.stylenerf.builders import fitted_prior
 from nfs.stylenerf.dataset import FrameImages, index_frames
+from nfs.stylenerf.warm_start import fit_linear_encoder
 
 
 def rows(schema: pa.Schema, values: list[dict]) -> pa.Table:
@@ -71,6 +72,31 @@ def test_images_are_resized_and_mirrored_by_the_given_generator(clips):
     assert ramps == {0, 7}
     plain = FrameImages(clips, index, resolution=8, mirror=False)
     assert {plain.get(0, np.random.default_rng(s))["image"][0, 0, 0] for s in range(8)} == {0}
+
+
+def test_codes_are_white_and_repeatable():
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(12)]
+    encoder = fit_linear_encoder(pictures, 8)
+    codes = np.stack([encoder.encode(picture, random) for picture in pictures])
+    assert codes.mean(axis=0) == pytest.approx(np.zeros(8), abs=0.1)
+    assert np.cov(codes.T, bias=True) == pytest.approx(np.eye(8), abs=0.2)
+    again = encoder.encode(pictures[0], np.random.default_rng(5))
+    assert np.array_equal(again, codes[0])
+    few = fit_linear_encoder(pictures[:3], 8)
+    noisy = [few.encode(pictures[0], np.random.default_rng(seed)) for seed in (1, 2)]
+    assert np.array_equal(noisy[0][:2], noisy[1][:2])
+    assert not np.any(noisy[0][2:] == noisy[1][2:])
+    with pytest.raises(ValueError, match="at least two images"):
+        fit_linear_encoder(pictures[:1], 8)
+
+
+def test_items_carry_codes_when_there_is_an_encoder(clips):
+    images = FrameImages(clips, index_frames(clips), resolution=8)
+    images.encoder = fit_linear_encoder([images.pixels(i) for i in range(4)], 3)
+    item = images.get(0, np.random.default_rng(0))
+    assert item["code"].shape == (3,)
+    assert item["code"].dtype == np.float32
 
 
 def test_the_cache_is_bounded(clips):

@@ -12,7 +12,7 @@ from nfs.stylenerf import Discriminator, DiscriminatorSpec, Generator, Generator
 from nfs.stylenerf.builders import build_discriminator, build_generator, build_prior, build_settings
 from nfs.stylenerf.cameras import draw_cameras
 from nfs.stylenerf.export import load_discriminator, load_generator
-from nfs.stylenerf.losses import lazy_adam, mean_image_loss, r1_penalty
+from nfs.stylenerf.losses import lazy_adam, r1_penalty
 from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.task import GanSettings, StyleNerfTask
 
@@ -120,13 +120,24 @@ def test_growth_leaves_idle_blocks_alone_until_their_stage():
     assert SETTINGS.alpha(0) == 1.0
 
 
-def test_mean_image_term_fades_out():
-    settings = replace(SETTINGS, mean_image_weight=4.0, mean_image_kimg=1.0)
-    assert [settings.mean_weight(n) for n in (0, 500, 1000, 2000)] == [4.0, 2.0, 0.0, 0.0]
-    assert SETTINGS.mean_weight(0) == 0.0
-    real = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 2.0)])
-    assert float(mean_image_loss(torch.ones(2, 3, 2, 2), real)) == 0.0
-    assert torch.isfinite(step(make_task(settings), 0)["loss/g"])
+def test_warm_start_reconstructs_before_the_discriminator_wakes():
+    settings = replace(SETTINGS, warm_start_kimg=0.02, reconstruction_weight=10.0)
+    task = make_task(settings)
+    before = torch.cat([p.detach().flatten() for p in task.D.parameters()])
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=random)
+    batch = {"image": images, "code": torch.randn(2, 8, generator=random)}
+    errors = []
+    for seen in range(0, 20, 2):
+        metrics = task.train_step(batch, seen)
+        assert "loss/d" not in metrics
+        errors.append(float(metrics["loss/g_reconstruction"]))
+    assert errors[-1] < errors[0]
+    assert torch.equal(torch.cat([p.detach().flatten() for p in task.D.parameters()]), before)
+    assert {"loss/d", "loss/g", "loss/g_reconstruction"} <= task.train_step(batch, 20).keys()
+    assert settings.num_coded(18, 8) == 8
+    assert settings.num_coded(20, 8) == 4
+    assert SETTINGS.num_coded(0, 8) == 0
 
 
 def test_r1_of_a_known_function():
