@@ -28,6 +28,7 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
         settings["model"] = _absolute(config.fit.model)
     model = load_model(settings["model"])  # built and checked here, before any worker needs it
     items, unusable = list_items(clips)
+    items = [{**item, "sheet": i < config.max_sheets} for i, item in enumerate(items)]
     work = partial(FitWork, clips, output, settings)
     with job.progress(len(items)) as bar:
         report = run_units(

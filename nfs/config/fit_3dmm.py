@@ -64,7 +64,7 @@ class ClipFitConfig(Config):
     max_median_nme_percent: float = Field(5.0, gt=0)
     """Clips with a larger median landmark error (percent of eye distance) get status poor_fit."""
     sheet_frames: int = Field(6, ge=0, le=12)
-    """Frames in the contact sheet of a clip; 0 writes no sheets."""
+    """Frames in the contact sheet of a clip; 0 writes none."""
 
 
 class Fit3dmmConfig(JobConfig):
@@ -74,7 +74,9 @@ class Fit3dmmConfig(JobConfig):
     """Artifact of kind `clips`, written by `jobs.preprocess`."""
     fit: ClipFitConfig = ClipFitConfig()
     """Fit of one clip."""
+    max_sheets: int = Field(200, ge=0)
+    """Clips that get a contact sheet in the artifact (the first ones; poor fits always do)."""
     max_logged_sheets: int = Field(8, ge=0)
-    """Contact sheets sent to the tracker; all of them stay in the artifact."""
+    """Contact sheets sent to the tracker."""
     max_failed_fraction: float = Field(0.5, ge=0, le=1)
     """The job fails when more than this fraction of the usable clips cannot be fitted."""

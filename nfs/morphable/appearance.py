@@ -24,7 +24,7 @@ from nfs.morphable.shading import posed_vertices
 VISIBILITY_SIZE_PX = 128
 DEPTH_TOLERANCE = 0.03
 MIN_FACING = 0.2
-ROUNDS = 3
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class AppearanceSettings:
 
     Attributes:
         light_prior: Precision of light coefficients, relative to the mean squared albedo.
+        outlier: Colour errors beyond this count linearly.
         texture_prior: Precision of texture coefficients, in squared colour error per standard
             deviation.
     """
 
     light_prior: float = 1e-3
     texture_prior: float = 5e-4
+    outlier: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ def fit_appearance(
     basis = harmonics(normals)
     texture = vertices.new_zeros(model.texture_basis.shape[-1])
     lighting = vertices.new_zeros(3 * NUM_HARMONICS)
+    robust = weights
     for _ in range(ROUNDS):
         albedo = model.albedo(texture[None])[0]
-        lighting = _solve_light(basis, albedo, colours, weights, settings.light_prior)
+        lighting = _solve_light(basis, albedo, colours, robust, settings.light_prior)
         light = basis @ _with_ambient(lighting).T
-        texture = _solve_texture(model, light, colours, weights, settings.texture_prior)
-    predicted = model.albedo(texture[None])[0] * (basis @ _with_ambient(lighting).T)
-    error = (predicted - colours).abs().mean(-1)
+        texture = _solve_texture(model, light, colours, robust, settings.texture_prior)
+        error = (model.albedo(texture[None])[0] * light - colours).abs().mean(-1)
+        # Hair, glasses and shadows: what is far off counts linearly (Huber weights).
+        robust = weights * (settings.outlier / error.clamp_min(settings.outlier))
     return Appearance(texture, lighting, (weights * error).sum(1) / weights.sum(1).clamp_min(1))
 
 
@@ -146,11 +150,12 @@ def _solve_light(
     """Least squares for nine light coefficients per channel around white ambient light."""
     solutions = []
     for channel in range(3):
-        design = (basis * albedo[:, channel, None])[weights > 0]
-        target = colours[..., channel][weights > 0] - AMBIENT * design[:, 0]
-        ridge = prior * len(design) * albedo[:, channel].square().mean()
-        matrix = design.T @ design + ridge * torch.eye(NUM_HARMONICS, device=design.device)
-        solutions.append(torch.linalg.solve(matrix, design.T @ target))
+        design = (basis * albedo[:, channel, None]).flatten(0, 1)
+        target = colours[..., channel].flatten() - AMBIENT * design[:, 0]
+        weighted = (weights.flatten()[:, None] * design).T
+        ridge = prior * weights.sum().clamp_min(1) * albedo[:, channel].square().mean()
+        matrix = weighted @ design + ridge * torch.eye(NUM_HARMONICS, device=design.device)
+        solutions.append(torch.linalg.solve(matrix, weighted @ target))
     return torch.cat(solutions)
 
 
@@ -165,7 +170,7 @@ def _solve_texture(
     strength = (weights[..., None] * light.square()).sum(0).flatten()
     pull = (weights[..., None] * light * (colours - model.mean_texture * light)).sum(0).flatten()
     flat = model.texture_basis.flatten(0, 1)
-    ridge = prior * float(weights.sum())
+    ridge = prior * float(weights.sum().clamp_min(1))
     matrix = flat.T @ (strength[:, None] * flat)
     matrix = matrix + ridge * torch.eye(flat.shape[1], device=flat.device)
     return torch.linalg.solve(matrix, flat.T @ pull)

@@ -102,7 +102,8 @@ def fit_clip_frames(
 class FitWork:
     """Fits the clips of an artifact; loads the model once, keeps nothing between clips.
 
-    Items carry `key` and `clip_id`; `path` is the file of the frames table inside the artifact.
+    Items carry `key` and `clip_id`; `path` is the file of the frames table inside the artifact;
+    `sheet` false leaves out the contact sheet unless the fit is poor.
 
     Args:
         clips: The `clips` artifact.
@@ -175,7 +176,8 @@ class FitWork:
         return images
 
     def _write_sheet(self, item: Item, result: ClipFit, landmarks: Tensor) -> None:
-        if self.config.sheet_frames == 0:
+        poor = result.median_nme_percent > self.config.max_median_nme_percent
+        if self.config.sheet_frames == 0 or not (poor or item.get("sheet", True)):
             return
         rows = sheet_frames(result, landmarks, self.config.sheet_frames)
         images = self._images(item, rows)

@@ -50,6 +50,25 @@ def load_model(spec: str | Path = OPEN_HEAD) -> MorphableModel:
     return MorphableModel(read_bfm(path))
 
 
+def check_same_model(model: MorphableModel, *, model_id: str, checksum: str, where: str) -> None:
+    """Refuse coefficients of another model: the same numbers would mean another face.
+
+    Args:
+        model: The model that is about to use them.
+        model_id: Name that the coefficients carry.
+        checksum: Checksum that the coefficients carry.
+        where: File or artifact of the coefficients, for the message.
+
+    Raises:
+        InputError: If name or checksum differ.
+    """
+    if (model_id, checksum) != (model.model_id, model.checksum):
+        raise InputError(
+            f"{where}: coefficients belong to {model_id} {checksum[:12]}, the model loaded here is "
+            f"{model.model_id} {model.checksum[:12]}; fit again with this model, or load the other"
+        )
+
+
 def open_head_data(arrays: Arrays, names: tuple[str, ...], checksum: str) -> ModelData:
     """Add regions, bounds and priors to the stored arrays of the open head."""
     floats = {name: array.astype(np.float64) for name, array in arrays.items()}

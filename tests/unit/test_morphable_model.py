@@ -15,7 +15,7 @@ from nfs.errors import InputError
 from nfs.morphable import head_cache, makehuman, open_head
 from nfs.morphable.coefficients import NUM_COEFFICIENTS, PACKED_SIZES, Coefficients
 from nfs.morphable.head_sampling import signed_axes, stable_uniforms
-from nfs.morphable.loading import load_model
+from nfs.morphable.loading import check_same_model, load_model
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.regions import inside_polygon
 
@@ -88,6 +88,12 @@ def test_damaged_cache_is_noticed_and_replaced(tmp_path, monkeypatch):
         head_cache._build(tmp_path, folder, "sources", "checksum")
         assert head_cache._is_intact(folder)
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_coefficients_of_another_model_are_refused(head):
+    check_same_model(head, model_id="open_head", checksum=head.checksum, where="fits")
+    with pytest.raises(InputError, match="runs/x/fits: coefficients belong to bfm 0123"):
+        check_same_model(head, model_id="bfm", checksum="0123", where="runs/x/fits")
 
 
 def test_missing_model_file_is_an_input_error():
