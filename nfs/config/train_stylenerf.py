@@ -185,6 +185,8 @@ class WarmStartConfig(Config):
     """Images (thousands) at the start during which the generator only reconstructs."""
     weight: float = Field(10.0, ge=0)
     """Weight of the squared error afterwards, on half of each batch."""
+    style_gain: float = Field(0.2, gt=0, le=1)
+    """Initial scale of the style layers: small makes all latents start as the same image."""
     num_images: int = Field(512, ge=2)
     """Evenly spaced frames that the linear code is fitted to."""
 
@@ -210,8 +212,8 @@ class TrainStylenerfConfig(JobConfig):
     """Losses."""
     warm_start: WarmStartConfig | None = None
     """Start by reconstruction (runs of minutes on a few clips); null as published."""
-    total_kimg: float = Field(25_000, gt=0)
-    """Length of the training, thousands of images."""
+    total_samples: int = Field(25_000_000, ge=1)
+    """Length of the training, images."""
     batch_size: int = Field(64, ge=2)
     """Images per step over all workers."""
     log_every: int = Field(4_096, ge=1)
@@ -222,11 +224,6 @@ class TrainStylenerfConfig(JobConfig):
     """Images between saved states."""
     grid_size: int = Field(8, ge=1, le=32)
     """Latents per sample grid; each is shown from several cameras."""
-
-    @property
-    def total_samples(self) -> int:
-        """Length of the training in images."""
-        return round(self.total_kimg * 1000)
 
     @model_validator(mode="after")
     def _batch(self) -> Self:

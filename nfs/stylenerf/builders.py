@@ -6,17 +6,14 @@ import numpy as np
 import torch
 
 from nfs.artifacts.manifest import read_manifest
-from nfs.artifacts.tables import iter_files
 from nfs.config.train_stylenerf import FittedCameras, TrainStylenerfConfig
-from nfs.errors import ArtifactError
-from nfs.geometry.cameras import cam2world_to_yaw_pitch, face_rotation_to_cam2world
-from nfs.geometry.rotations import euler_to_matrix
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.seeding import seed_everything
-from nfs.stylenerf.dataset import FrameImages, index_frames
+from nfs.stylenerf.dataset import FrameImages, FrameIndex, index_frames
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.export import export_generator, load_discriminator, load_generator
 from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, EllipsoidPrior, GeneratorSpec
 from nfs.stylenerf.task import GanSettings, StyleNerfTask
 from nfs.stylenerf.warm_start import fit_linear_encoder
@@ -53,20 +50,12 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         build_generator(config, prior),
         build_discriminator(config),
         build_settings(config),
-        card={"trained on": f"{len(index)} frames of {config.clips}", "kimg": config.total_kimg},
+        card={
+            "trained on": f"{len(index)} frames of {config.clips}",
+            "images seen": config.total_samples,
+        },
     )
-    dataset = FrameImages(
-        config.clips,
-        index,
-        resolution=config.generator.img_resolution,
-        mirror=config.data.mirror,
-        cache_row_groups=config.data.cache_row_groups,
-    )
-    if config.warm_start is not None:
-        count = min(config.warm_start.num_images, len(dataset))
-        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
-        images = (dataset.pixels(int(i)) for i in chosen)
-        dataset.encoder = fit_linear_encoder(images, config.generator.z_dim)
+    dataset = build_dataset(config, index, prior)
     settings = LoopSettings(
         total_samples=config.total_samples,
         batch_size=config.batch_size,
@@ -83,7 +72,13 @@ def build_generator(config: TrainStylenerfConfig, prior: CameraPrior) -> Generat
     tree = config.generator.model_dump()
     shape = tree.pop("density_prior")
     density_prior = None if shape is None else EllipsoidPrior(**shape)
-    return Generator(GeneratorSpec(**tree, density_prior=density_prior, cameras=prior))
+    generator = Generator(GeneratorSpec(**tree, density_prior=density_prior, cameras=prior))
+    if config.warm_start is not None:
+        with torch.no_grad():
+            for name, parameter in generator.named_parameters():
+                if name.endswith("affine.weight"):
+                    parameter.mul_(config.warm_start.style_gain)
+    return generator
 
 
 def build_discriminator(config: TrainStylenerfConfig) -> Discriminator:
@@ -116,30 +111,34 @@ def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
     """Return the camera distribution: configured, or that of fitted head poses."""
     cameras = config.cameras
     if isinstance(cameras, FittedCameras):
-        return fitted_prior(cameras)
+        read_manifest(cameras.path, kind="fits")
+        return fitted_prior(
+            read_angles(cameras.path),
+            min_spread_rad=cameras.min_spread_rad,
+            max_spread_rad=cameras.max_spread_rad,
+        )
     return CameraPrior(
         yaw_rad=cameras.yaw_rad, pitch_rad=cameras.pitch_rad, gaussian=cameras.gaussian
     )
 
 
-def fitted_prior(cameras: FittedCameras) -> CameraPrior:
-    """Return a gaussian with the mean and the (limited) spread of the cameras of a `fits` artifact.
-
-    Raises:
-        ArtifactError: If no frame has a fit.
-    """
-    read_manifest(cameras.path, kind="fits")
-    angles: list[list[float]] = []
-    for _, table in iter_files(cameras.path, "fits", ["rotation_rad", "status"]):
-        rows = zip(table["rotation_rad"].to_pylist(), table["status"].to_pylist(), strict=True)
-        angles.extend(rotation for rotation, status in rows if status == "ok")
-    if not angles:
-        raise ArtifactError(f"{cameras.path}: no fit with status ok")
-    poses = face_rotation_to_cam2world(euler_to_matrix(torch.tensor(angles)))
-    limits = []
-    for values in cam2world_to_yaw_pitch(poses):
-        middle = float(values.mean())
-        spread = float(values.std(correction=0))
-        spread = min(max(spread, cameras.min_spread_rad), cameras.max_spread_rad)
-        limits.append((middle - spread, middle + spread))
-    return CameraPrior(yaw_rad=limits[0], pitch_rad=limits[1])
+def build_dataset(
+    config: TrainStylenerfConfig, index: FrameIndex, prior: CameraPrior
+) -> FrameImages:
+    """Return the training images; with a warm start they carry codes, with fits their cameras."""
+    dataset = FrameImages(
+        config.clips,
+        index,
+        resolution=config.generator.img_resolution,
+        mirror=config.data.mirror,
+        cache_row_groups=config.data.cache_row_groups,
+    )
+    if config.warm_start is not None:
+        count = min(config.warm_start.num_images, len(dataset))
+        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+        images = (dataset.pixels(int(i)) for i in chosen)
+        dataset.encoder = fit_linear_encoder(images, config.generator.z_dim)
+        if isinstance(config.cameras, FittedCameras):
+            angles = read_angles(config.cameras.path)
+            dataset.angles = frame_angles(angles, index.keys, prior)
+    return dataset

@@ -30,6 +30,8 @@ class FrameIndex:
     """Row group within the file."""
     row: NDArray[np.int32]
     """Row within the row group."""
+    keys: list[tuple[str, int]]
+    """Clip and frame number."""
 
     def __len__(self) -> int:
         return len(self.file)
@@ -51,10 +53,11 @@ def index_frames(
     keep = None if split is None else _clips_of_split(uri, split)
     store, files = Store(uri), table_files(uri, "frames")
     found: list[tuple[NDArray[np.int32], ...]] = []
+    keys: list[tuple[str, int]] = []
     for number, path in enumerate(files):
         with store.open_parquet(path) as parquet:
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            table = parquet.read(columns=["clip_id", "status"])
+            table = parquet.read(columns=["clip_id", "frame_index", "status"])
         groups = np.repeat(np.arange(len(sizes)), sizes)
         rows = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, int)])
         clip_ids = np.asarray(table["clip_id"].to_pylist(), dtype=object)
@@ -63,12 +66,14 @@ def index_frames(
             chosen &= np.asarray([clip_id in keep for clip_id in clip_ids], dtype=bool)
         positions = _spread(np.flatnonzero(chosen), clip_ids, max_frames_per_clip)
         file = np.full(len(positions), number)
+        frames = table["frame_index"].to_pylist()
+        keys.extend((str(clip_ids[i]), frames[i]) for i in positions)
         found.append(tuple(a.astype(np.int32) for a in (file, groups[positions], rows[positions])))
     if not sum(len(part[0]) for part in found):
         where = "" if split is None else f" in split {split!r}"
         raise ArtifactError(f"{uri}: no frame with status ok{where}; look at the clips table")
     file, row_group, row = (np.concatenate(column) for column in zip(*found, strict=True))
-    return FrameIndex(files, file, row_group, row)
+    return FrameIndex(files, file, row_group, row, keys)
 
 
 class FrameImages:
@@ -84,6 +89,8 @@ class FrameImages:
 
     encoder: LinearEncoder | None = None
     """Adds a `code` to every item."""
+    angles: NDArray[np.float32] | None = None
+    """`[M, 2]`: adds the `yaw_pitch` of its camera to every item."""
 
     def __init__(
         self,
@@ -106,18 +113,22 @@ class FrameImages:
         return len(self.index)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
-        """Return `image` uint8 `[3, R, R]` and, with an encoder, `code` float32 `[z_dim]`.
+        """Return `image` uint8 `[3, R, R]`, and where set up, `code [z_dim]` and `yaw_pitch [2]`.
 
-        The flip is drawn from `rng`.
+        The flip is drawn from `rng`; a mirrored head is seen from the mirrored yaw.
         """
         pixels = self.pixels(index)
-        if self.mirror and rng.random() < 0.5:
+        mirrored = self.mirror and rng.random() < 0.5
+        if mirrored:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         item: dict[str, NDArray[np.generic]] = {
             "image": np.ascontiguousarray(pixels.transpose(2, 0, 1))
         }
         if self.encoder is not None:
             item["code"] = self.encoder.encode(pixels, rng)
+        if self.angles is not None:
+            yaw, pitch = self.angles[index]
+            item["yaw_pitch"] = np.asarray([-yaw if mirrored else yaw, pitch], np.float32)
         return item
 
     def pixels(self, index: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nfs.geometry.cameras import orbit_cameras
 from nfs.runtime.context import WorkerContext, unwrap
 from nfs.stylenerf.cameras import draw_cameras, middle_camera
 from nfs.stylenerf.discriminator import Discriminator
@@ -69,6 +70,16 @@ class GanSettings:
         return count // 2 if self.reconstruction_weight > 0 else 0
 
 
+@dataclass(frozen=True)
+class _Coded:
+    """Fakes that reproduce the first images of a batch."""
+
+    codes: Tensor
+    """`[K, z_dim]`."""
+    cam2world: Tensor
+    """`[K, 4, 4]`, or `[1, 4, 4]` for all."""
+
+
 class StyleNerfTask:
     """Generator against discriminator.
 
@@ -110,7 +121,8 @@ class StyleNerfTask:
         """Step G, then D, then D's R1 penalty when it is due; D waits during a warm start.
 
         Args:
-            batch: `image`: uint8 `[B, 3, R, R]`; `code`: `[B, z_dim]` for a warm start.
+            batch: `image`: uint8 `[B, 3, R, R]`; for a warm start `code`: `[B, z_dim]` and, if
+                cameras are known, `yaw_pitch`: `[B, 2]`.
             samples_seen: The clock.
         """
         settings = self.settings
@@ -118,15 +130,13 @@ class StyleNerfTask:
         alpha = settings.alpha(samples_seen)
         real = self._real(batch["image"], alpha)
         adversarial = settings.adversarial(samples_seen)
-        codes = batch["image"].new_empty(0, self.G.z_dim, dtype=torch.float32)
-        if num_coded := settings.num_coded(samples_seen, len(real)):
-            codes = batch["code"][:num_coded]
+        coded = self._coded(batch, settings.num_coded(samples_seen, len(real)))
         fake, metrics = self._step_generator(
-            real, codes, alpha=alpha, adversarial=adversarial, where=where
+            real, coded, alpha=alpha, adversarial=adversarial, where=where
         )
         if adversarial and not settings.share_fakes:
             with torch.no_grad():
-                fake = self._fakes(self.G, len(real), alpha, codes[:0]).image
+                fake = self._fakes(self.G, len(real), alpha, None).image
         if adversarial:
             metrics |= self._step_discriminator(fake.detach(), real, alpha, where)
         if adversarial and (samples_seen // settings.batch_size) % settings.r1_interval == 0:
@@ -171,6 +181,15 @@ class StyleNerfTask:
             card=self.card,
         )
 
+    def _coded(self, batch: dict[str, Tensor], count: int) -> _Coded | None:
+        if count == 0:
+            return None
+        codes = batch["code"][:count]
+        if "yaw_pitch" in batch:
+            yaw, pitch = batch["yaw_pitch"][:count].unbind(dim=1)
+            return _Coded(codes, orbit_cameras(yaw, pitch, sum(self.G.spec.cameras.radius) / 2))
+        return _Coded(codes, middle_camera(self.G.spec.cameras, codes))
+
     def _real(self, images: Tensor, alpha: float) -> Tensor:
         """Convert to [-1, 1] and resize to the stage: `[B, 3, r, r]`."""
         real = images.float() / 127.5 - 1
@@ -179,10 +198,12 @@ class StyleNerfTask:
             real = F.interpolate(real, size=(size, size), mode="area")
         return real
 
-    def _fakes(self, network: nn.Module, count: int, alpha: float, codes: Tensor) -> Rendering:
+    def _fakes(
+        self, network: nn.Module, count: int, alpha: float, coded: _Coded | None
+    ) -> Rendering:
         """Draw latents, cameras and mixing from torch's global generator and render.
 
-        The first rows are made from `codes` and seen from the middle of the camera prior.
+        The first rows are `coded`: they reproduce real images.
 
         DDP expects a backward pass after each forward with gradients, and skips the exchange of
         buffers after one without: so `network` is the wrapper only where gradients are wanted.
@@ -190,11 +211,12 @@ class StyleNerfTask:
         z = torch.randn(count, self.G.z_dim, device=self.device)
         code = torch.randn(count, self.G.background_dim, device=self.device)
         cameras = draw_cameras(self.G.spec.cameras, count, device=self.device)
-        if num_coded := len(codes):
-            z[:num_coded], code[:num_coded] = codes, codes[:, : self.G.background_dim]
-            cameras[:num_coded] = middle_camera(self.G.spec.cameras, cameras)
+        if coded is not None:
+            first = slice(len(coded.codes))
+            z[first], cameras[first] = coded.codes, coded.cam2world
+            code[first] = coded.codes[:, : self.G.background_dim]
         mixing = None
-        if not num_coded and float(torch.rand(())) < self.settings.style_mixing_prob:
+        if coded is None and float(torch.rand(())) < self.settings.style_mixing_prob:
             cutoff = int(torch.randint(1, self.G.num_ws, ()))
             mixing = (torch.randn(count, self.G.z_dim, device=self.device), cutoff)
         rendering: Rendering = network(
@@ -203,19 +225,20 @@ class StyleNerfTask:
         return rendering
 
     def _step_generator(
-        self, real: Tensor, codes: Tensor, *, alpha: float, adversarial: bool, where: str
+        self, real: Tensor, coded: _Coded | None, *, alpha: float, adversarial: bool, where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.D.requires_grad_(False)
         self.G.requires_grad_(True)
         self.G_optimizer.zero_grad(set_to_none=True)
-        rendering = self._fakes(self._G, len(real), alpha, codes)
+        rendering = self._fakes(self._G, len(real), alpha, coded)
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         if adversarial:
             terms["loss/g"] = generator_loss(self.D(rendering.image, alpha=alpha))
             total = total + terms["loss/g"]
-        if num_coded := len(codes):
-            error = reconstruction_loss(rendering.image[:num_coded], real[:num_coded])
+        if coded is not None:
+            first = slice(len(coded.codes))
+            error = reconstruction_loss(rendering.image[first], real[first])
             terms["loss/g_reconstruction"] = error
             total = total + self.settings.reconstruction_weight * error
         idle = list(self._idle(self.G.upsampler.blocks, self.G.stage(alpha).image_resolution))

@@ -131,7 +131,7 @@ def test_training_curve_equals_the_uninterrupted_one(preprocessed, repository, t
     uri, _, _ = preprocessed
     tiny = [
         f"clips={uri}", "total_samples=48", "batch_size=4", "log_every=4", "checkpoint_every=8",
-        "evaluate_every=24", "fits=null",
+        "evaluate_every=24", "cameras={kind: prior}",
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()

@@ -7,11 +7,10 @@ import pytest
 from nfs.artifacts import write_manifest
 from nfs.artifacts.schemas import CLIPS, FITS, FRAMES
 from nfs.artifacts.store import Store
-from nfs.config.train_stylenerf import FittedCameras
 from nfs.errors import ArtifactError
 from nfs.media.images import encode_png
-from nfs.stylenerf.builders import fitted_prior
 from nfs.stylenerf.dataset import FrameImages, index_frames
+from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.warm_start import fit_linear_encoder
 
 
@@ -109,12 +108,29 @@ def test_the_cache_is_bounded(clips):
 def test_cameras_from_fits(tmp_path):
     angles = [[0.0, 0.2, 0.0], [0.0, 0.4, 0.0], [9.0, 9.0, 9.0]]
     fits = [
-        {"clip_id": "c", "rotation_rad": a, "status": "ok" if a[0] == 0 else "failed"}
-        for a in angles
+        {
+            "clip_id": "c",
+            "frame_index": i,
+            "rotation_rad": a,
+            "status": "ok" if a[0] == 0 else "failed",
+        }
+        for i, a in enumerate(angles)
     ]
     Store(str(tmp_path)).write_table("fits/c.parquet", rows(FITS, fits))
     write_manifest(str(tmp_path), kind="fits", config={})
-    prior = fitted_prior(FittedCameras(path=str(tmp_path), min_spread_rad=0.05))
+    angles = read_angles(str(tmp_path))
+    prior = fitted_prior(angles, min_spread_rad=0.05, max_spread_rad=0.3)
     assert prior.gaussian
     assert prior.yaw_rad == pytest.approx((-0.4, -0.2), abs=1e-5)
     assert prior.pitch_rad == pytest.approx((np.pi / 2 - 0.05, np.pi / 2 + 0.05), abs=1e-5)
+    found = frame_angles(angles, [("c", 0), ("c", 1), ("c", 2)], prior)
+    assert found[:, 0] == pytest.approx([-0.2, -0.4, -0.3], abs=1e-5)
+
+
+def test_a_mirrored_head_is_seen_from_the_mirrored_yaw(clips):
+    images = FrameImages(clips, index_frames(clips), resolution=8)
+    images.angles = np.tile(np.float32([0.2, 1.5]), (len(images), 1))
+    items = [images.get(0, np.random.default_rng(seed)) for seed in range(8)]
+    yaws = {(int(item["image"][0, 0, 0]), round(float(item["yaw_pitch"][0]), 3)) for item in items}
+    assert yaws == {(0, 0.2), (7, -0.2)}
+    assert all(float(item["yaw_pitch"][1]) == 1.5 for item in items)

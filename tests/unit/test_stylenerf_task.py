@@ -198,7 +198,7 @@ def test_damaged_checkpoints_are_named(tmp_path):
 @pytest.mark.parametrize("name", ["smoke", "base", "demo"])
 def test_shipped_configurations_build(repository, name):
     path = repository / "jobs/configs/train_stylenerf" / f"{name}.yaml"
-    config = TrainStylenerfConfig.load(path, ["clips=x"])
+    config = TrainStylenerfConfig.load(path, ["clips=x", "cameras={kind: prior}"])
     settings = build_settings(config)
     assert settings.batch_size == config.batch_size
     if name != "base":
