@@ -134,7 +134,7 @@ def _tuner(config: SearchConfig, plan: TrialPlan) -> Any:
     return tune.Tuner(
         trainable,
         param_space={key: _domain(value) for key, value in config.space.items()},
-        tune_config=tune.SearchConfig(
+        tune_config=tune.TuneConfig(
             metric="objective",
             mode=config.mode,
             num_samples=config.num_trials,

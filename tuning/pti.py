@@ -9,7 +9,7 @@ from jobs._launch import job_main
 
 if TYPE_CHECKING:
     from jobs._launch import JobRun
-    from nfs.config.tuning import TunePtiConfig
+    from nfs.config.tuning import Dimension, TunePtiConfig
     from nfs.tracking import Tracker
     from tuning._trial import Report
 
@@ -37,18 +37,22 @@ def trial(tree: dict[str, Any], report: Report, directory: Path, tracker: Tracke
     from nfs.inversion import search_trial
 
     del tracker
-    search_trial(tree, lambda metrics: _pass_on(report, metrics), directory)
-
-
-def _pass_on(report: Report, metrics: dict[str, float]) -> None:
-    report(metrics)
+    search_trial(tree, report, directory)
 
 
 def _longest_trial(config: TunePtiConfig) -> int:
-    steps = config.space.get("tune.num_steps")
-    if steps is None:
-        return config.base.tune.num_steps
-    values = steps.values if steps.kind == "choice" else (steps.high,)
+    """Return the most steps, of projection and tuning together, that a trial can have."""
+    base = {
+        "project.num_steps": config.base.project.num_steps,
+        "tune.num_steps": config.base.tune.num_steps,
+    }
+    return sum(_largest(config.space.get(key), steps) for key, steps in base.items())
+
+
+def _largest(dimension: Dimension | None, default: int) -> int:
+    if dimension is None:
+        return default
+    values = dimension.values if dimension.kind == "choice" else (dimension.high,)
     return max(int(value or 0) for value in values)
 
 

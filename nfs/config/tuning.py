@@ -92,7 +92,7 @@ class AshaConfig(Config):
     """Clock value before which no trial is stopped."""
     max_clock: int | None = Field(None, ge=1)
     """Clock value of a whole trial; default the base configuration's length (for `tuning.pti` the
-    largest `tune.num_steps` of the space)."""
+    largest number of steps that the space allows)."""
     reduction_factor: float = Field(3.0, gt=1)
     """One in this many trials survives each rung."""
 
@@ -172,7 +172,7 @@ class TunePtiConfig(SearchConfig):
     base: InvertConfig
     """Configuration of the inversion that a trial runs."""
 
-    objective: str = "objective"
+    objective: str = "val/novel_view_score"
     """Reported metric to optimise."""
-    clock: str = "step"
+    clock: str = "inversion/steps"
     """Reported metric that measures progress."""

@@ -163,16 +163,21 @@ def test_the_best_configuration_and_the_table_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("space", "longest"),
     [
-        ("project.learning_rate: {kind: uniform, low: 0.1, high: 1}", 40),
-        ("tune.num_steps: {kind: int, low: 1, high: 9}", 9),
-        ("tune.num_steps: {kind: choice, values: [3, 8]}", 8),
+        ("project.learning_rate: {kind: uniform, low: 0.1, high: 1}", 100),
+        ("tune.num_steps: {kind: int, low: 1, high: 9}", 69),
+        ("tune.num_steps: {kind: choice, values: [3, 8]}", 68),
     ],
 )
 def test_the_longest_inversion_bounds_the_clock(tmp_path, space, longest):
     (tmp_path / "s.yaml").write_text(space)
     config = TunePtiConfig.from_tree(
         {
-            "base": {"checkpoint": "c", "portrait": "p.png", "tune": {"num_steps": 40}},
+            "base": {
+                "checkpoint": "c",
+                "portrait": "p.png",
+                "project": {"num_steps": 60},
+                "tune": {"num_steps": 40},
+            },
             "space": str(tmp_path / "s.yaml"),
             "num_trials": 1,
             "scheduler": {"grace": 1},
