@@ -41,20 +41,22 @@ class Audio2Exp(nn.Module):
         """
         return self.mapping1(torch.cat([self.audio_encoder(windows), reference, blink], dim=1))
 
-    def start_at_reference(self, audio_gain: float = 0.1) -> None:
-        """Re-initialise the output layer so that it returns the reference plus a little audio.
+    def start_from(self, weight: Tensor, bias: Tensor, audio_gain: float = 0.01) -> None:
+        """Re-initialise the output layer to `weight @ reference + bias` plus a little audio.
 
-        Training then begins at the constant-reference baseline instead of at noise.
+        Training then begins at the best guess without audio instead of at noise.
 
         Args:
+            weight: [64, 64].
+            bias: [64].
             audio_gain: Factor on the random weights of the audio part, >= 0.
         """
         audio, reference, blink = self.split_mapping()
         with torch.no_grad():
             audio.mul_(audio_gain)
-            reference.copy_(torch.eye(NUM_EXPRESSION))
+            reference.copy_(weight)
             blink.zero_()
-            self.mapping1.bias.zero_()
+            self.mapping1.bias.copy_(bias)
 
     def split_mapping(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return weight views: audio [64, 512], reference [64, 64], blink [64, 1]."""

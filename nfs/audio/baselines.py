@@ -1,6 +1,6 @@
 """Baselines that a trained Audio2Exp must beat on held-out frames (spec/audio.md 4.3).
 
-Legend: N frames, D = 1280 + 64 features (flattened mel window, reference expression).
+Legend: N frames, D = 1280 features (flattened mel window).
 """
 
 from __future__ import annotations
@@ -9,26 +9,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nfs.audio.clip_index import ClipReader
 from nfs.audio.dataset import HeldOutRun, Span, frame_windows
+from nfs.audio.face_basis import Teacher
 
+_MAX_SPANS = 400
+_MAP_RIDGE = 0.03
 _RIDGE_GRID = tuple(10.0**power for power in range(-3, 4))
 _INNER_TRAIN_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class LinearBaseline:
-    """`e = e_ref + mean + (features - feature_mean) @ weight`.
+class ReferenceMap:
+    """The best guess without hearing anything: `e = weight @ e_ref + bias`.
 
     Args:
+        weight: [64, 64].
+        bias: [64].
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def predict(self, run: HeldOutRun) -> NDArray[np.float32]:
+        """Return the same expression for every frame, [T, 64]."""
+        constant = self.weight @ run.reference + self.bias
+        return np.broadcast_to(constant, run.expression.shape).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LinearBaseline:
+    """Regression of what the silent guess misses: `silent + mean + (x - feature_mean) @ weight`.
+
+    Args:
+        silent: The guess without audio.
         feature_mean: [D].
-        weight: [D, 64]; zeros give the mean-offset baseline.
-        mean: Mean of `e - e_ref` over the training frames [64].
+        weight: [D, 64].
+        mean: Mean of `e - silent` over the training frames [64].
         ridge: Chosen regularisation, relative to the mean feature variance.
     """
 
+    silent: ReferenceMap
     feature_mean: NDArray[np.float64]
     weight: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -36,15 +60,52 @@ class LinearBaseline:
 
     def predict(self, run: HeldOutRun) -> NDArray[np.float32]:
         """Return expressions [T, 64]."""
-        reference = np.broadcast_to(run.reference, run.expression.shape)
-        centred = _features(run.windows, reference) - self.feature_mean
-        return (reference + self.mean + centred @ self.weight).astype(np.float32)
+        centred = _flatten(run.windows) - self.feature_mean
+        offset = self.mean + centred @ self.weight
+        return (self.silent.predict(run) + offset).astype(np.float32)
+
+
+def fit_reference_map(
+    spans: Sequence[Span],
+    reader: ClipReader,
+    teacher: Teacher,
+    rng: np.random.Generator,
+    max_frames: int,
+) -> ReferenceMap:
+    """Fit targets from reference expressions over random pairs of frames of the same clip.
+
+    With one clip this is the mean target; with many it keeps what belongs to the person.
+
+    Args:
+        spans: Training stretches.
+        reader: Source of the clips' data.
+        teacher: Makes the target of a pair.
+        rng: Chooses the pairs.
+        max_frames: Pairs used at most.
+    """
+    chosen, step = _some(spans, max_frames)
+    references, targets = [], []
+    for span in chosen:
+        clip = reader.read(span.record)
+        frames = np.arange(span.start, span.stop, step)
+        others = rng.integers(span.start, span.stop, frames.size)
+        expression = torch.from_numpy(clip.expression[frames])[:, None]
+        reference = torch.from_numpy(clip.expression[others])
+        targets.append(teacher(expression, reference)[:, 0].numpy().astype(np.float64))
+        references.append(reference.numpy().astype(np.float64))
+    features, values = np.concatenate(references), np.concatenate(targets)
+    weight = _ridge(features, values, (_MAP_RIDGE,))[0]
+    return ReferenceMap(weight.T, values.mean(0) - features.mean(0) @ weight)
 
 
 def fit_ridge(
-    spans: Sequence[Span], reader: ClipReader, lip_basis: NDArray[np.floating], max_frames: int
+    spans: Sequence[Span],
+    reader: ClipReader,
+    silent: ReferenceMap,
+    lip_basis: NDArray[np.floating],
+    max_frames: int,
 ) -> LinearBaseline:
-    """Fit ridge regression from the window and the reference to the expression.
+    """Fit ridge regression from the mel window to what the silent guess misses.
 
     The regularisation is the one with the smallest lip error on the last fifth of the training
     frames (held-out frames are not touched); the fit is then repeated on all of them.
@@ -52,39 +113,33 @@ def fit_ridge(
     Args:
         spans: Training stretches.
         reader: Source of the clips' data.
+        silent: The guess without audio.
         lip_basis: [L, 3, 64] in mm, the measure for the choice.
         max_frames: Evenly spaced frames used at most.
     """
-    features, offsets = _training_frames(spans, reader, max_frames)
+    features, offsets = _training_frames(spans, reader, silent, max_frames)
     flat = lip_basis.reshape(-1, lip_basis.shape[-1]).astype(np.float64)
     metric = flat.T @ flat
     inner = max(2, int(_INNER_TRAIN_SHARE * len(features)))
+    feature_mean, mean = features[:inner].mean(0), offsets[:inner].mean(0)
     errors = []
-    for candidate in _solve(features[:inner], offsets[:inner], _RIDGE_GRID):
-        left = offsets[inner:] - candidate.mean
-        left = left - (features[inner:] - candidate.feature_mean) @ candidate.weight
+    for weight in _ridge(features[:inner], offsets[:inner], _RIDGE_GRID):
+        left = offsets[inner:] - mean - (features[inner:] - feature_mean) @ weight
         errors.append(float(np.einsum("ni,ij,nj->", left, metric, left)))
     best = _RIDGE_GRID[int(np.argmin(errors))]
-    return _solve(features, offsets, (best,))[0]
+    weight = _ridge(features, offsets, (best,))[0]
+    return LinearBaseline(silent, features.mean(0), weight, offsets.mean(0), best)
 
 
-def _solve(
-    features: NDArray[np.float64], offsets: NDArray[np.float64], ridges: Sequence[float]
-) -> list[LinearBaseline]:
-    feature_mean, mean = features.mean(0), offsets.mean(0)
-    centred = features - feature_mean
-    values, vectors = _principal_axes(centred)
-    projected = vectors.T @ (centred.T @ (offsets - mean) / len(features))
-    scale = max(float(np.sum(values)) / features.shape[1], 1e-12)
-    return [
-        LinearBaseline(
-            feature_mean,
-            vectors @ (projected / (values + ridge * scale)[:, None]),
-            mean,
-            ridge,
-        )
-        for ridge in ridges
-    ]
+def _ridge(
+    features: NDArray[np.float64], values: NDArray[np.float64], ridges: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """Return the weights [D, 64] of centred ridge regression for each regularisation."""
+    centred = features - features.mean(0)
+    variances, axes = _principal_axes(centred)
+    projected = axes.T @ (centred.T @ (values - values.mean(0)) / len(features))
+    scale = max(float(np.sum(variances)) / features.shape[1], 1e-12)
+    return [axes @ (projected / (variances + ridge * scale)[:, None]) for ridge in ridges]
 
 
 def _principal_axes(
@@ -102,19 +157,23 @@ def _principal_axes(
 
 
 def _training_frames(
-    spans: Sequence[Span], reader: ClipReader, max_frames: int
+    spans: Sequence[Span], reader: ClipReader, silent: ReferenceMap, max_frames: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    step = max(1, -(-sum(len(s) for s in spans) // max_frames))
+    chosen, step = _some(spans, max_frames)
     features, offsets = [], []
-    for span in spans:
+    for span in chosen:
         clip, frames = reader.read(span.record), np.arange(span.start, span.stop, step)
-        first = clip.expression[int(span.record.frames[0])]
-        reference = np.broadcast_to(first, (len(frames), first.size))
-        windows = frame_windows(clip, span.record, frames)
-        features.append(_features(windows, reference))
-        offsets.append(clip.expression[frames].astype(np.float64) - reference)
+        guess = silent.weight @ clip.expression[int(span.record.frames[0])] + silent.bias
+        features.append(_flatten(frame_windows(clip, span.record, frames)))
+        offsets.append(clip.expression[frames] - guess)
     return np.concatenate(features), np.concatenate(offsets)
 
 
-def _features(windows: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.concatenate([windows.reshape(len(windows), -1), reference], axis=1).astype(np.float64)
+def _some(spans: Sequence[Span], max_frames: int) -> tuple[Sequence[Span], int]:
+    """Return evenly spaced stretches and the step between their frames, to bound the reading."""
+    chosen = spans[:: max(1, -(-len(spans) // _MAX_SPANS))]
+    return chosen, max(1, -(-sum(len(s) for s in chosen) // max_frames))
+
+
+def _flatten(windows: NDArray[np.float32]) -> NDArray[np.float64]:
+    return windows.reshape(len(windows), -1).astype(np.float64)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from nfs.artifacts import read_manifest
 from nfs.audio.audio2exp import NUM_EXPRESSION, Audio2Exp
 from nfs.audio.augment import Augmentation
+from nfs.audio.baselines import ReferenceMap, fit_reference_map
 from nfs.audio.clip_index import ClipReader, index_clips
 from nfs.audio.dataset import SpeechWindows, Split, split_clips
 from nfs.audio.face_basis import FaceBasis, Teacher, direct_teacher, load_face_basis, raw_teacher
@@ -18,9 +22,11 @@ from nfs.config.train_audio2exp import AugmentConfig, TrainAudio2expConfig
 from nfs.errors import ArtifactError, ConfigError
 from nfs.pretrained import read_state_dict
 from nfs.runtime.context import WorkerContext
-from nfs.runtime.seeding import seed_everything
+from nfs.runtime.seeding import derive_seed, seed_everything
 from nfs.training import LoopSettings, train
 from nfs.training.checkpoint import read_model, read_weights
+
+_MAP_FRAMES = 20_000
 
 
 def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
@@ -44,13 +50,16 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         context.tracker.log_params({f"data/{name}": value for name, value in facts.items()})
     seed_everything("init", config.seed)
     basis = load_face_basis(config.face_basis)
+    teacher = build_teacher(config, basis)
+    rng = np.random.default_rng(derive_seed("reference_map", config.seed))
+    silent = fit_reference_map(split.train, reader, teacher, rng, _MAP_FRAMES)
     task = Audio2ExpTask(
-        build_model(config),
+        build_model(config, silent),
         basis=basis,
-        teacher=build_teacher(config, basis),
+        teacher=teacher,
         weights=LossWeights(**config.loss.tree()),
         optimizer=_optimizer(config),
-        held_out=HeldOutData(split, reader, config.max_eval_frames),
+        held_out=HeldOutData(split, reader, silent, config.max_eval_frames),
         card=facts,
     )
     dataset = SpeechWindows(
@@ -91,15 +100,20 @@ def describe_data(
     }
 
 
-def build_model(config: TrainAudio2expConfig) -> Audio2Exp:
-    """Return Audio2Exp with the initial weights that the configuration names."""
+def build_model(config: TrainAudio2expConfig, silent: ReferenceMap) -> Audio2Exp:
+    """Return Audio2Exp with the initial weights that the configuration names.
+
+    Args:
+        config: Names the weights.
+        silent: Start of the output layer where it is not imported.
+    """
     init = config.init
     if init.kind == "checkpoint":
         return load_checkpoint(init.path)
     model = Audio2Exp()
-    model.start_at_reference()
     if init.kind == "original":
         return load_audio2exp(read_state_dict(init.path))
+    model.start_from(torch.from_numpy(silent.weight), torch.from_numpy(silent.bias))
     if init.kind == "wav2lip":
         load_wav2lip_encoder(model, read_state_dict(init.path))
     return model

@@ -19,7 +19,7 @@ from nfs.artifacts.tables import iter_files
 from nfs.audio.mel import MEL_RATE_HZ, NUM_MELS, SAMPLE_RATE_HZ
 from nfs.errors import ArtifactError
 
-INT16_SCALE = 32768.0
+INT16_SCALE = 32767.0
 
 
 @dataclass(frozen=True)

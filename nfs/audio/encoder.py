@@ -64,4 +64,7 @@ class AudioEncoder(nn.Sequential):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return embeddings [N, 512] of mel windows [N, 80, 16] with values in [-4, 4]."""
-        return super().forward(windows[:, None]).flatten(1)
+        features = windows[:, None]
+        for layer in self:
+            features = layer(features)
+        return features.flatten(1)

@@ -56,14 +56,14 @@ def evaluate_model(
 def evaluate_baselines(
     runs: Sequence[HeldOutRun], ridge: LinearBaseline, basis: FaceBasis
 ) -> dict[str, float]:
-    """Return the metrics of the constant reference, of its mean offset, and of ridge regression."""
+    """Return the metrics of the constant reference, the best silent guess, and ridge regression."""
     device = basis.lips.device
     constant = [_tensor(np.broadcast_to(r.reference, r.expression.shape), device) for r in runs]
-    offset = torch.from_numpy(ridge.mean).float().to(device)
+    guess = [_tensor(ridge.silent.predict(run), device) for run in runs]
     linear = [_tensor(ridge.predict(run), device) for run in runs]
     return {
         **score(runs, constant, basis, "_reference"),
-        **score(runs, [c + offset for c in constant], basis, "_mean"),
+        **score(runs, guess, basis, "_silent"),
         **score(runs, linear, basis, "_ridge"),
     }
 
@@ -77,22 +77,20 @@ def score(
 
     def mean(measure: Callable[[Tensor, Tensor, FaceBasis], Tensor]) -> float:
         values = [float(measure(p, t, basis)) for p, t in zip(predictions, truths, strict=True)]
-        return float(np.average(values, weights=weights))
+        return _average(values, weights)
 
     gaps = [
-        torch.cat([lip_gap_mm(basis, e) for e in expressions]).cpu().numpy()
-        for expressions in (predictions, truths)
+        [lip_gap_mm(basis, e).cpu().numpy() for e in pair]
+        for pair in zip(predictions, truths, strict=True)
     ]
-    squared = [(p - t).square().mean() for p, t in zip(predictions, truths, strict=True)]
+    squared = [float((p - t).square().mean()) for p, t in zip(predictions, truths, strict=True)]
     return {
         f"val/lve_mm{suffix}": mean(lip_vertex_error_mm),
         f"val/lve_sq_mm2{suffix}": mean(lip_vertex_error_mm2),
         f"val/lip_velocity_error_mm{suffix}": mean(lip_velocity_error_mm),
-        f"val/expression_mse{suffix}": float(
-            np.average([float(s) for s in squared], weights=weights)
-        ),
-        f"val/lip_gap_mae_mm{suffix}": float(np.abs(gaps[0] - gaps[1]).mean()),
-        f"val/lip_gap_correlation{suffix}": correlation(*gaps),
+        f"val/expression_mse{suffix}": _average(squared, weights),
+        f"val/lip_gap_mae_mm{suffix}": _average([np.abs(p - t).mean() for p, t in gaps], weights),
+        f"val/lip_gap_correlation{suffix}": _average([correlation(*g) for g in gaps], weights),
     }
 
 
@@ -112,7 +110,8 @@ def gap_plot(
 
 def correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     """Return Pearson's correlation; 0 when a curve is constant."""
-    if float(np.std(first)) < 1e-9 or float(np.std(second)) < 1e-9:
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    if np.std(first) < 1e-9 or np.std(second) < 1e-9:
         return 0.0
     return float(np.corrcoef(first, second)[0, 1])
 
@@ -127,6 +126,10 @@ def _forward(model: Audio2Exp, run: HeldOutRun, blink: float) -> Tensor:
         ratio = torch.full((count, 1), blink, device=device)
         parts.append(model(chunk.to(device), reference.expand(count, -1), ratio))
     return torch.cat(parts)
+
+
+def _average(values: Sequence[float], weights: NDArray[np.float64]) -> float:
+    return float(np.average(values, weights=weights))
 
 
 def _tensor(array: NDArray[np.floating], device: torch.device) -> Tensor:

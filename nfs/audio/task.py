@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nfs.audio.audio2exp import Audio2Exp, recurrence_radius
-from nfs.audio.baselines import LinearBaseline, fit_ridge
+from nfs.audio.baselines import LinearBaseline, ReferenceMap, fit_ridge
 from nfs.audio.clip_index import ClipReader
 from nfs.audio.dataset import HeldOutRun, Split, held_out_runs
 from nfs.audio.evaluation import evaluate_baselines, evaluate_model, gap_plot
@@ -63,11 +63,13 @@ class HeldOutData:
     Args:
         split: Training and held-out stretches.
         reader: Source of the clips' data.
+        silent: Best guess without audio, a baseline.
         max_frames: Held-out frames used at most.
     """
 
     split: Split
     reader: ClipReader
+    silent: ReferenceMap
     max_frames: int
 
 
@@ -221,7 +223,9 @@ class Audio2ExpTask:
             data = self._held_out
             self._runs = held_out_runs(data.split.held_out, data.reader, data.max_frames)
             lips = self._basis.lips.cpu().numpy()
-            self._ridge = fit_ridge(data.split.train, data.reader, lips, _BASELINE_FRAMES)
+            self._ridge = fit_ridge(
+                data.split.train, data.reader, data.silent, lips, _BASELINE_FRAMES
+            )
             self._baselines = evaluate_baselines(self._runs, self._ridge, self._basis)
         return self._ridge
 

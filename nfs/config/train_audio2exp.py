@@ -10,7 +10,7 @@ from nfs.config.base import Config, JobConfig
 
 
 class ScratchInit(Config):
-    """Random encoder; the output layer starts at "return the reference"."""
+    """Random encoder; the output layer starts at the best guess without audio."""
 
     kind: Literal["scratch"] = "scratch"
 

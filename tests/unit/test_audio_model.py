@@ -55,11 +55,11 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_start_at_reference_returns_the_reference_plus_little():
+def test_start_from_is_a_map_of_the_reference_plus_little():
     model = Audio2Exp().eval()
     windows, reference, blink = inputs(3)
-    model.start_at_reference(audio_gain=0.0)
-    torch.testing.assert_close(model(windows, reference, blink), reference)
+    model.start_from(2 * torch.eye(64), torch.ones(64), audio_gain=0.0)
+    torch.testing.assert_close(model(windows, reference, blink), 2 * reference + 1)
 
 
 def sequential(model, windows, root, feedback, scale):
@@ -106,7 +106,7 @@ def test_no_windows_give_no_expressions(model):
 
 def test_an_unstable_recurrence_is_reported(caplog):
     model = Audio2Exp().eval()
-    model.start_at_reference()
+    model.start_from(torch.eye(64), torch.zeros(64))
     assert recurrence_radius(model, 0.5) == pytest.approx(0.5)
     with torch.no_grad():
         model.split_mapping()[1].mul_(3.0)
