@@ -18,8 +18,9 @@ class SpeechSource(Config):
     """Exaggeration of the motion around its neutral; 1 = as predicted (the original uses 1.5)."""
     feedback: float = Field(0.5, ge=0, le=1)
     """Share of the last prediction in the next reference."""
-    neutral: Literal["reference", "silence"] = "reference"
-    """What counts as no motion: the portrait's own expression, or the answer to silence."""
+    neutral: Literal["pauses", "silence", "reference"] = "pauses"
+    """Which prediction shows the portrait as it is: the mean over the quietest tenth of the speech,
+    the answer to digital silence, or one equal to the portrait's expression (the original)."""
 
 
 class FitsSource(Config):

@@ -34,9 +34,10 @@ class SpeechDrive:
     """Exaggeration of the motion around its neutral, 1 = none."""
     feedback: float = 0.5
     """Share of the last prediction in the next reference, in [0, 1]."""
-    neutral: Literal["reference", "silence"] = "reference"
-    """What counts as no motion: the portrait's expression itself, or the network's answer to
-    silence (then silence shows the portrait unchanged, whatever bias the network has)."""
+    neutral: Literal["pauses", "silence", "reference"] = "pauses"
+    """Which prediction counts as no motion and shows the portrait as it is: the mean over the
+    quietest tenth of the speech, the answer to digital silence, or one equal to the portrait's own
+    expression (the original; a bias of the network then distorts every frame)."""
     batch_size: int = 128
     """Mel windows encoded at once."""
 
@@ -65,8 +66,12 @@ def from_speech(
     moved = _predict(model, windows, reference, drive)
     if drive.neutral == "reference":
         return moved
-    quiet = torch.full((SETTLE_FRAMES, *windows.shape[1:]), SILENCE)
-    rest = _predict(model, quiet, reference, drive)[-1]
+    if drive.neutral == "silence":
+        quiet = torch.full((SETTLE_FRAMES, *windows.shape[1:]), SILENCE)
+        rest = _predict(model, quiet, reference, drive)[-1]
+    else:
+        energy = speech_energy(wave, SAMPLE_RATE_HZ, num_frames=num_frames, fps=fps)
+        rest = moved[np.argsort(energy, kind="stable")[: max(1, num_frames // 10)]].mean(0)
     return reference.to(moved) + (moved - rest)
 
 

@@ -27,9 +27,9 @@ class MouthInterior:
 
     full_opening: float = 0.25
     """Added opening, as a fraction of the mouth width, from which paint is opaque."""
-    feather: float = 0.06
-    """Width of the soft border, fraction of the mouth width (at least one pixel)."""
-    darkness: float = 0.22
+    feather: float = 0.12
+    """Width of the soft border, fraction of the mouth width (at least 1.5 pixels)."""
+    darkness: float = 0.28
     """Brightness of the interior relative to the lips' median colour."""
 
 
@@ -110,7 +110,7 @@ def darken_mouth(
     if strength == 0.0:
         return image
     contour = moved[INNER_LIPS].detach().cpu().double().numpy() * size
-    mask = polygon_mask(smooth_contour(contour), size, max(1.0, settings.feather * corners))
+    mask = polygon_mask(smooth_contour(contour), size, max(1.5, settings.feather * corners))
     alpha = torch.as_tensor(mask, dtype=image.dtype).to(image.device) * strength
     colour = _lip_colour(image, moved) * settings.darkness
     target = (2 * colour - 1)[:, None, None]

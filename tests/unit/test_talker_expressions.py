@@ -95,8 +95,20 @@ def test_speech_silence_with_silence_as_neutral_shows_the_portrait():
     wave = np.zeros(19200, np.float32)
     still = from_speech(model, wave, drive=SpeechDrive(neutral="silence"), **options)
     torch.testing.assert_close(still[20:], reference.expand(10, -1), atol=1e-4, rtol=0)
-    biased = from_speech(model, wave, drive=SpeechDrive(), **options)
+    biased = from_speech(model, wave, drive=SpeechDrive(neutral="reference"), **options)
     assert (biased - reference).abs().max() > 1e-3
+
+
+def test_pauses_show_the_portrait():
+    torch.manual_seed(0)
+    model = Audio2Exp().eval()
+    wave = np.random.default_rng(0).normal(0, 0.1, 48000).astype(np.float32)
+    wave[24000:32000] *= 1e-3
+    reference = torch.rand(64) * 0.2
+    options = {"num_frames": 75, "fps": 25.0, "reference": reference}
+    track = from_speech(model, wave, drive=SpeechDrive(scale=2.0), **options)
+    distance = (track - reference).norm(dim=1)
+    assert distance[41:47].mean() < 0.3 * distance[:30].mean()
 
 
 def test_speech_scale_exaggerates_around_the_reference():
@@ -105,8 +117,8 @@ def test_speech_scale_exaggerates_around_the_reference():
     reference = torch.rand(64)
     wave = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
     options = {"num_frames": 25, "fps": 25.0, "reference": reference}
-    one = from_speech(model, wave, drive=SpeechDrive(scale=1.0), **options)
-    two = from_speech(model, wave, drive=SpeechDrive(scale=2.0), **options)
+    one = from_speech(model, wave, drive=SpeechDrive(scale=1.0, neutral="reference"), **options)
+    two = from_speech(model, wave, drive=SpeechDrive(scale=2.0, neutral="reference"), **options)
     assert one.shape == (25, 64)
     torch.testing.assert_close(two - reference, 2 * (one - reference), atol=1e-5, rtol=1e-4)
 
