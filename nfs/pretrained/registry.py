@@ -11,12 +11,18 @@ from nfs.pretrained.readers import read_state_dict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_ARCFACE = (
+    *("r18", "r34", "r50", "r100", "r200", "r2060", "mbf", "mbf_large"),
+    *("vit_t", "vit_s", "vit_b", "vit_l", "vit_h", "vit_t_dp005_mask0", "vit_s_dp005_mask_0"),
+    *("vit_b_dp005_mask_005", "vit_l_dp005_mask_005"),
+)
 # Family -> "module:function" with `function(state_dict, config) -> nn.Module`, imported on use,
 # so that this floor stays below the families.
 FAMILIES: dict[str, str] = {
     "stylenerf/generator": "nfs.stylenerf.original:load_generator",
     "stylenerf/discriminator": "nfs.stylenerf.original:load_discriminator",
     "audio2exp": "nfs.audio.original:load_audio2exp",
+    **{f"arcface/{name}": f"nfs.arcface.original:load_{name}" for name in _ARCFACE},
 }
 
 
