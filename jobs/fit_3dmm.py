@@ -34,9 +34,12 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
         report = run_units(
             items, work, output, config.launch, lambda _: bar.update(1), primary=FitWork.primary
         )
-    quarantined = [{"item": key, "reason": reason} for key, reason in sorted(report.failed.items())]
-    quarantined += [{"item": key, "reason": f"skipped: {why}"} for key, why in unusable]
-    metrics = summarise(output)
+    metrics, given_up = summarise(output)
+    messages = {item["clip_id"]: report.failed.get(item["key"]) for item in items}
+    # What an earlier session of this run gave up is known from its rows alone.
+    reasons = {clip: messages.get(clip) or status for clip, status in given_up.items()}
+    reasons |= {clip: f"skipped: {why}" for clip, why in unusable}
+    quarantined = [{"item": clip, "reason": reasons[clip]} for clip in sorted(reasons)]
     metrics |= {"fit/skipped_clips": float(len(unusable))}
     check_failures(config, metrics)
     write_manifest(
@@ -50,12 +53,12 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
         extra={"model": model.model_id, "model_checksum": model.checksum},
     )
     job.tracker.log_metrics(metrics, step=int(metrics["fit/frames"]))
-    log_sheets(job, output, config.max_logged_sheets)
+    log_sheets(job, output, items[: config.max_logged_sheets])
     return {"metrics": metrics, "artifacts": {"fits": output}}
 
 
-def list_items(clips: str) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
-    """Return the units to fit, and (key, reason) of the clips that are not usable."""
+def list_items(clips: str) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Return the units to fit, and (clip_id, reason) of the clips that are not usable."""
     from nfs.artifacts.tables import iter_files
 
     items, unusable = [], []
@@ -66,24 +69,25 @@ def list_items(clips: str) -> tuple[list[dict[str, str]], list[tuple[str, str]]]
                 frames = f"frames/{key}.parquet"
                 items.append({"key": key, "path": frames, "clip_id": row["clip_id"]})
             else:
-                unusable.append((key, row["status"]))
+                unusable.append((row["clip_id"], row["status"]))
     return items, unusable
 
 
-def summarise(output: str) -> dict[str, float]:
-    """Return numbers over all fitted clips, reading two columns of one clip at a time."""
+def summarise(output: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Return numbers over all fitted clips, and clip_id -> status of those given up."""
     import numpy as np
 
     from nfs.artifacts import Store
     from nfs.morphable.clip_fit import FAILED_FRAME, POOR_FIT
 
     store = Store(output)
-    medians, worst, frames, poor, failed = [], [], 0, 0, 0
+    medians, worst, frames, poor = [], [], 0, 0
+    given_up: dict[str, str] = {}
     for path in store.list("fits"):
         with store.open_parquet(path) as parquet:
-            table = parquet.read(columns=["frame_index", "nme_percent", "status"])
+            table = parquet.read(columns=["clip_id", "frame_index", "nme_percent", "status"])
         if table["frame_index"].to_pylist() == [FAILED_FRAME]:
-            failed += 1
+            given_up[table["clip_id"][0].as_py()] = table["status"][0].as_py()
             continue
         errors = table["nme_percent"].to_numpy()
         medians.append(float(np.nanmedian(errors)))
@@ -94,13 +98,13 @@ def summarise(output: str) -> dict[str, float]:
         "fit/frames": float(frames),
         "fit/clips": float(len(medians)),
         "fit/poor_clips": float(poor),
-        "fit/failed_clips": float(failed),
+        "fit/failed_clips": float(len(given_up)),
     }
     if medians:
         metrics["fit/nme_median_percent"] = float(np.median(medians))
         metrics["fit/nme_worst_clip_percent"] = max(medians)
         metrics["fit/nme_p95_percent"] = float(np.median(worst))
-    return metrics
+    return metrics, given_up
 
 
 def check_failures(config: Fit3dmmConfig, metrics: dict[str, float]) -> None:
@@ -123,19 +127,22 @@ def check_failures(config: Fit3dmmConfig, metrics: dict[str, float]) -> None:
         )
 
 
-def log_sheets(job: JobRun, output: str, limit: int) -> None:
-    """Send the first contact sheets to the tracker."""
+def log_sheets(job: JobRun, output: str, items: list[dict[str, Any]]) -> None:
+    """Send the contact sheets of some clips to the tracker."""
     import io
 
     import numpy as np
     from PIL import Image
 
     from nfs.artifacts import Store
+    from nfs.morphable.clip_fit import sheet_path
 
     store = Store(output)
-    for path in store.list("sheets")[:limit]:
-        picture = np.asarray(Image.open(io.BytesIO(store.read_bytes(path))).convert("RGB"))
-        job.tracker.log_image(f"fit/{Path(path).stem}", picture)
+    for item in items:
+        path = sheet_path(item["key"])
+        if store.exists(path):
+            picture = np.asarray(Image.open(io.BytesIO(store.read_bytes(path))).convert("RGB"))
+            job.tracker.log_image(f"fit/{item['clip_id']}", picture)
 
 
 def _absolute(uri: str) -> str:
