@@ -44,11 +44,11 @@ SPEC = GeneratorSpec(
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(tmp_path_factory, head):
     """Paths of an identity, an Audio2Exp checkpoint, a fits artifact and a wav."""
     folder = tmp_path_factory.mktemp("inputs")
     torch.manual_seed(0)
-    model, generator = load_model(), Generator(SPEC).eval()
+    model, generator = head, Generator(SPEC).eval()
     fit = Coefficients.zeros(2)
     fit.rotation[1] = torch.tensor([0.02, 0.1, 0.0])
     fit.expression[1, model.expression_names.index("jawOpen")] = 0.1
@@ -72,6 +72,17 @@ def inputs(tmp_path_factory):
     _write_fits(folder / "fits", model)
     _write_wav(folder / "speech.wav", seconds=0.37)
     return folder
+
+
+@pytest.fixture(scope="module")
+def head():
+    return load_model()
+
+
+@pytest.fixture(autouse=True)
+def one_head(head, monkeypatch):
+    """Read the face model once for all tests."""
+    monkeypatch.setattr("nfs.talker.builders.load_model", lambda _: head)
 
 
 def _write_fits(folder, model) -> None:
