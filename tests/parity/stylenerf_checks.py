@@ -6,12 +6,9 @@ twice: with injected depths (tight) and with our own (loose).
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,53 +19,11 @@ from nfs.pretrained import load_original
 from nfs.stylenerf import Discriminator, Generator, RenderOptions
 from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
 from nfs.stylenerf.original import generator_name
-from tests.parity.replay import Check, check
+from tests.parity.replay import Check
+from tests.parity.stylenerf_frame_checks import deformation, frame
+from tests.parity.stylenerf_recording import Recording, Report
 
 MODULE, IMAGE, IMAGE_DENSE, INJECTED = 1e-5, 2e-3, 5e-3, 5e-5
-NO_CURRICULUM_SAMPLES = 20
-"""The original renders alpha = -1 with 20 samples whatever the configuration says (Q17)."""
-
-
-@dataclass
-class Report:
-    """Named errors with their bounds."""
-
-    checks: dict[str, Check] = field(default_factory=dict)
-
-    def add(self, name: str, error: float, tolerance: float) -> None:
-        self.checks[name] = check(error, tolerance)
-
-    def compare(self, name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-        if ours.shape != theirs.shape:
-            raise AssertionError(f"{name}: shape {ours.shape}, recorded {theirs.shape}")
-        scale = theirs.abs().max() + 1e-12
-        self.add(name, float((ours - theirs).abs().max() / scale), tolerance)
-
-
-class Recording:
-    """A recording: `NAME.safetensors` and `NAME.json` as one mapping.
-
-    Args:
-        stem: Path without suffix.
-    """
-
-    def __init__(self, stem: Path) -> None:
-        header = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        self.tensors = load_file(stem.with_suffix(".safetensors"))
-        self.values = header["values"]
-        self.tapes = header["tapes"]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors or name in self.values
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    def draws(self, tape: str) -> dict[str, Tensor]:
-        return {entry["use"]: self.tensors[entry["tensor"]] for entry in self.tapes[tape]}
 
 
 def checks(folder: Path) -> dict[str, Check]:
@@ -81,6 +36,8 @@ def checks(folder: Path) -> dict[str, Check]:
         `{check: {error, tolerance, ok}}`.
     """
     folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        return {}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     resolution = {"img_resolution": config["res"]}
     generator = load_original(
@@ -88,14 +45,13 @@ def checks(folder: Path) -> dict[str, Check]:
     )
     assert isinstance(generator, Generator)
     report = Report()
-    dense = "dense" in folder.name
     if (folder / "inference.json").is_file():
         recording = Recording(folder / "inference")
         _latents_and_cameras(report, generator, recording)
-        _images(report, generator, recording, IMAGE_DENSE if dense else IMAGE)
-        weights = _discriminator_file(folder)
+        opaque = recording["inference/alpha/1/bg_lambda"].min() < 0.5
+        _images(report, generator, recording, IMAGE_DENSE if opaque else IMAGE)
         discriminator = load_original(
-            "stylenerf/discriminator", weights, {**config["D"], **resolution}
+            "stylenerf/discriminator", _discriminator_file(folder), {**config["D"], **resolution}
         )
         assert isinstance(discriminator, Discriminator)
         _logits(report, discriminator, recording)
@@ -103,9 +59,9 @@ def checks(folder: Path) -> dict[str, Check]:
     if (folder / "wplus.json").is_file():
         _extended_styles(report, generator, Recording(folder / "wplus"))
     if (folder / "frame.json").is_file():
-        _frame(report, generator, Recording(folder / "frame"), dense=dense)
+        frame(report, generator, Recording(folder / "frame"))
     if (folder / "nfs_deformation.json").is_file():
-        _deformation(report, generator, Recording(folder / "nfs_deformation"))
+        deformation(report, generator, Recording(folder / "nfs_deformation"))
     return report.checks
 
 
@@ -154,9 +110,9 @@ def _images(report: Report, generator: Generator, recording: Recording, image_bo
     names = {k[len(prefix) :].split("/")[0] for k in recording.tensors if k.startswith(prefix)}
     for name in sorted(names, key=float):
         theirs = recording.under(f"{prefix}{name}/")
-        samples = NO_CURRICULUM_SAMPLES if float(name) == -1 else None
-        plain = RenderOptions(alpha=float(name), num_samples=samples)
+        # The original renders alpha = -1 with 20 samples whatever its configuration says (Q17).
         half = theirs["di"].shape[-1] // 2
+        plain = RenderOptions(alpha=float(name), num_samples=half)
         depths = (theirs["di"][..., :half], theirs["di"][..., half:])
         fixed = RenderOptions(alpha=float(name), depths=depths)
         with torch.no_grad():
@@ -229,10 +185,11 @@ def _evaluation_losses(
     )
     code = recording["inference/latent_codes/2"]
     image = generator.synthesis(ws, cameras, background_code=code, options=options).image
-    noise = recording["det_losses/pl_noise"]
     # Pre-activations near 0 fall on either side of the leaky ReLU's kink under 1e-6 changes: the
     # plain twin differs from the recording by the same 3.2e-3 and 1.1e-3.
-    gradient = torch.autograd.grad((image * noise).sum(), ws, retain_graph=True)[0]
+    gradient = torch.autograd.grad(
+        (image * recording["det_losses/pl_noise"]).sum(), ws, retain_graph=True
+    )[0]
     report.compare("pl_grads", gradient, recording["det_losses/pl_grads"], 1e-2)
     lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
     report.compare("pl_lengths", lengths, recording["det_losses/pl_lengths"], 3e-3)
@@ -292,110 +249,3 @@ def _worst_norm(generator: Generator, norms: dict[str, float]) -> float:
         ours = 0.0 if gradient is None else float(gradient.norm())
         worst = max(worst, abs(ours - theirs) / (theirs + 1e-3 * total))
     return worst
-
-
-def _warp_by_index(
-    displacement: Tensor, coarse: Tensor, fine: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Move points by recorded nearest vertices; the coarse pass asks first, then the fine one."""
-    order = iter((coarse, fine))
-
-    def warp(points: Tensor, _: Tensor) -> Tensor:
-        moved = points.clone()
-        shift = displacement[:, next(order)[0]].reshape(*points.shape[:-1], 2)
-        moved[..., 1:] += shift
-        return moved
-
-    return warp
-
-
-def _blend(mask: Tensor, source: Tensor, size: int, mode: str):
-    """The original's feature blend: up to `size`, mix, down to 32."""
-
-    def resize(x: Tensor, to: int) -> Tensor:
-        return F.interpolate(x, size=(to, to), mode=mode)
-
-    def edit(features: Tensor, image_low: Tensor) -> tuple[Tensor, Tensor]:
-        inside = resize(mask, size)
-        mixed = inside * resize(features, size) + (1 - inside) * resize(source, size)
-        return resize(mixed, 32), image_low
-
-    return edit
-
-
-def _frame(report: Report, generator: Generator, recording: Recording, *, dense: bool) -> None:
-    """One talking-head frame: deformed rays, frozen depths and background, blended features."""
-    ref = "ref/" if dense else ""
-    depths = (recording[f"{ref}di"], recording[f"{ref}di_fine"])
-    front, pose = (rt_to_cam2world(recording[f"{k}_RT"]) for k in ("front", "pose"))
-    code = recording["bg_latents/2"]
-    still = generator.frozen_background_camera(1)
-    displacement = recording["ref_vertices"] - recording["pred_vertices"]
-    indices = recording["nearest_indices"], recording["nearest_indices_f"]
-
-    def render(ws: str, camera: Tensor, *, deformed: bool, edit=None):
-        options = RenderOptions(
-            background_cam2world=still,
-            depths=depths,
-            point_warp=_warp_by_index(displacement, *indices) if deformed else None,
-            edit_features=edit,
-        )
-        with torch.no_grad():
-            return generator.synthesis(recording[ws], camera, background_code=code, options=options)
-
-    reference = render("ws", front, deformed=False)
-    name = "ref/img" if dense else "img_ref"
-    report.compare("frame/reference", reference.image, recording[name], 1e-5)
-    source = recording["inpaint_source/inpaint_feat" if dense else "inpaint_feat"]
-    size = int(recording.values["interpol_size"])
-    if dense:
-        deformed = render("ws", pose, deformed=True)
-        report.compare("frame/deformed", deformed.image, recording["deformed/img"], 1e-5)
-        moved = render("ws_transferred", pose, deformed=False)
-        report.compare("frame/source", moved.features, source, 1e-5)
-    finals = recording.under("final/") if dense else {recording.values["method"]: None}
-    for mode, theirs in finals.items():
-        edit = _blend(recording["inpaint_mask"], source, size, mode)
-        final = render("ws", pose, deformed=True, edit=edit)
-        expected = recording["img_final"] if theirs is None else theirs
-        report.compare(f"frame/final_{mode}", final.image, expected, 1e-5)
-    _frame_points(report, generator, recording, front, depths)
-
-
-def _frame_points(
-    report: Report,
-    generator: Generator,
-    recording: Recording,
-    camera: Tensor,
-    depths: tuple[Tensor, Tensor],
-) -> None:
-    spec = generator.spec
-    rays = camera_rays(pixel_grid(spec.resolution_vol), camera, fov_deg=spec.fov_deg)
-    for suffix, along in zip(("", "_f"), depths, strict=True):
-        points = rays.at(scene_depths(along, spec.depth_range)).reshape(1, -1, 3)
-        recorded = f"ref/p_{'f' if suffix else 'i'}"
-        if recorded in recording:
-            report.compare(f"frame/points{suffix}", points, recording[recorded], 1e-6)
-        distances = torch.cdist(recording["ref_vertices"], points[..., 1:])
-        ours = distances.gather(1, distances.argmin(dim=1)[:, None])
-        theirs = distances.gather(1, recording[f"nearest_indices{suffix}"][:, None])
-        report.compare(f"frame/nearest_distance{suffix}", ours, theirs, 1e-6)
-
-
-def _deformation(report: Report, generator: Generator, recording: Recording) -> None:
-    """Deformed renders of a small field, with given and with recomputed indices."""
-    depths = (recording["ref/di"], recording["ref/di_fine"])
-    pose = rt_to_cam2world(recording["pose_RT"])
-    displacement = recording["ref_vertices"] - recording["pred_vertices"]
-    for name, prefix in (("deformed", ""), ("deformed_idx_recomputed", "deformed_idx_recomputed/")):
-        indices = (recording[f"{prefix}nearest_indices"], recording[f"{prefix}nearest_indices_f"])
-        options = RenderOptions(
-            background_cam2world=generator.frozen_background_camera(1),
-            depths=depths,
-            point_warp=_warp_by_index(displacement, *indices),
-        )
-        with torch.no_grad():
-            image = generator.synthesis(
-                recording["ws"], pose, background_code=recording["bg_latents/2"], options=options
-            ).image
-        report.compare(f"deformation/{name}", image, recording[f"{name}/img"], 1e-5)
