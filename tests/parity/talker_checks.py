@@ -1,6 +1,6 @@
 """Parity of talker geometry with recordings in the format of shared/parity/inversion.
 
-`inversion_checks.checks` merges these in, so that `replay inversion FOLDER` runs them.
+The functions return what `tests.parity.replay` prints; `test_talker.py` runs them.
 """
 
 from pathlib import Path
