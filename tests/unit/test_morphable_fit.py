@@ -159,8 +159,8 @@ def test_gauss_newton_reaches_what_adam_reaches(head, mode, temporal):
                 variable.shape, generator=torch.Generator().manual_seed(5)
             )
     adam, best = torch.optim.Adam(variables, lr=3e-3), torch.inf
-    for step in range(400):
-        if step == 300:
+    for step in range(240):
+        if step == 160:
             adam.param_groups[0]["lr"] = 3e-4
         moved = State(state.rotation @ so3_exp(turn), *variables[1:])
         value = objective(problem, moved)
