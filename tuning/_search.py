@@ -97,7 +97,6 @@ def finish_search(config: SearchConfig, job: JobRun, rows: list[dict[str, Any]])
         "search/trials": float(len(rows)),
         "search/stopped_early": float(sum(row["status"] == "stopped" for row in rows)),
         "search/failed": float(sum(row["status"] not in ("finished", "stopped") for row in rows)),
-        **{f"best/{name}": value for name, value in best["metrics"].items()},
     }
     return {"metrics": metrics, "artifacts": artifacts}
 
