@@ -211,16 +211,23 @@ class StyleNerfTask:
         z = torch.randn(count, self.G.z_dim, device=self.device)
         code = torch.randn(count, self.G.background_dim, device=self.device)
         cameras = draw_cameras(self.G.spec.cameras, count, device=self.device)
+        background = cameras.clone()
         if coded is not None:
             first = slice(len(coded.codes))
             z[first], cameras[first] = coded.codes, coded.cam2world
             code[first] = coded.codes[:, : self.G.background_dim]
+            # In an aligned crop the background stays where it is when the head turns.
+            background[first] = self.G.frozen_background_camera(1)
         mixing = None
         if coded is None and float(torch.rand(())) < self.settings.style_mixing_prob:
             cutoff = int(torch.randint(1, self.G.num_ws, ()))
             mixing = (torch.randn(count, self.G.z_dim, device=self.device), cutoff)
         rendering: Rendering = network(
-            z, cameras, background_code=code, mixing=mixing, options=RenderOptions(alpha=alpha)
+            z,
+            cameras,
+            background_code=code,
+            mixing=mixing,
+            options=RenderOptions(alpha=alpha, background_cam2world=background),
         )
         return rendering
 

@@ -1,4 +1,4 @@
-"""Talking-head frames of the NeRFFaceSpeech copy: deformed rays, frozen depths, blended features."""
+"""Talking-head frames of the NeRFFaceSpeech copy: deformed rays, frozen depths, blends."""
 
 from collections.abc import Callable
 
