@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import importlib
 import json
 import logging
@@ -11,13 +10,26 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfs.config.base import Config, JobConfig, flatten, read_yaml, tree_hash
+from jobs._run_directory import (
+    CONFIG_FILE,
+    NOT_IDENTITY,
+    RESULT_FILE,
+    RUN_FILE,
+    artifact_ids,
+    check_inputs,
+    finished_result,
+    input_ids,
+    open_record,
+    run_lock,
+    write_atomic,
+)
+from nfs.config.base import Config, JobConfig, flatten, tree_hash
 from nfs.config.jobs import load_schema
 from nfs.errors import ConfigError, InputError, NfsError
 
@@ -25,12 +37,11 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from nfs.tracking import Tracker
+    from nfs.tracking.protocol import Status
 
 logger = logging.getLogger("nfs.jobs")
 
-RUN_FILE, RESULT_FILE, CONFIG_FILE = "run.json", "result.json", "config.yaml"
-# Settings that do not change what a run computes; two commands that differ here are the same run.
-NOT_IDENTITY = ("storage", "launch", "tracking")
+MAX_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -166,15 +177,15 @@ def launch(
         )
     place = (directory or Path(config.storage) / name).absolute()
     incremental = getattr(module, "INCREMENTAL", False)
-    with _run_lock(place):
-        record = _open_record(place, job, digest, identity)
-        inputs = _input_ids(config)
+    with run_lock(place):
+        record = open_record(place, job, digest, identity)
+        inputs = input_ids(config)
         if not incremental:
-            _check_inputs(place, record, inputs)
-            finished = _finished(place)
+            check_inputs(place, record, inputs)
+            finished = finished_result(place)
             if finished is not None:
                 return finished
-        _write_atomic(place / CONFIG_FILE, config_text(config))
+        write_atomic(place / CONFIG_FILE, config_text(config))
         tracker = _open_tracker(config, place, name, record, parent_run_id)
         tracker.log_params({k: v for k, v in flatten(config.tree()) if v is not None})
         tracker.set_tags({"nfs.job": job, "nfs.directory": str(place), "nfs.config_hash": digest})
@@ -184,15 +195,17 @@ def launch(
 
 def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
     start = time.monotonic()
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         with _watched(run):
             outcome = module.run(config, run)
         seconds = time.monotonic() - start
         artifacts = dict(outcome.get("artifacts", {}))
         run.tracker.log_metrics({"time/job_s": seconds}, step=0)
-        run.tracker.link(inputs=_input_ids(config), outputs=_artifact_ids(artifacts.values()))
+        run.tracker.link(inputs=input_ids(config), outputs=artifact_ids(artifacts.values()))
         run.tracker.log_file(run.directory / CONFIG_FILE)
+        if "checkpoint" in artifacts:
+            run.tracker.log_file(artifacts["checkpoint"])
         result = {
             "job": run.job,
             "run": run.name,
@@ -204,7 +217,7 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
             "tracking_uri": _tracking_uri(config),
             "reused": False,
         }
-        _write_atomic(run.directory / RESULT_FILE, json.dumps(result, indent=1))
+        write_atomic(run.directory / RESULT_FILE, json.dumps(result, indent=1))
         status = "FINISHED"
         return result
     except KeyboardInterrupt:
@@ -274,49 +287,6 @@ def _parse(job: str, argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-@contextmanager
-def _run_lock(place: Path) -> Iterator[None]:
-    """Make the run directory and hold it, so that two drivers never write one run."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        stream = (place / ".lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"{place}: cannot be written ({error.strerror}); choose another `storage`"
-        ) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{place}: another process is running this run; wait for it or give --run-name"
-            ) from error
-        yield
-
-
-def _open_record(place: Path, job: str, digest: str, identity: Mapping[str, Any]) -> dict[str, Any]:
-    file = place / RUN_FILE
-    if not file.exists():
-        record = {"job": job, "config_hash": digest, "tracking_run_id": None, "inputs": None}
-        _write_atomic(file, json.dumps(record))
-        return {**record, "resumed": False}
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if record["config_hash"] != digest:
-        changed = _differences(place, identity)
-        raise InputError(
-            f"{place}: belongs to a run with other settings ({changed}); "
-            "give another --run-name, or the old settings to continue it"
-        )
-    return {**record, "resumed": True}
-
-
-def _differences(place: Path, identity: Mapping[str, Any]) -> str:
-    old = {k: v for k, v in read_yaml(place / CONFIG_FILE).items() if k not in NOT_IDENTITY}
-    before, now = dict(flatten(old)), dict(flatten(identity))
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    return ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:5]) or "other job"
-
-
 def _open_tracker(
     config: JobConfig, place: Path, name: str, record: dict[str, Any], parent_run_id: str | None
 ) -> Tracker:
@@ -333,57 +303,8 @@ def _open_tracker(
     if record["tracking_run_id"] is None and config.tracking.kind == "mlflow":
         stored = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
         stored["tracking_run_id"] = tracker.run_id
-        _write_atomic(place / RUN_FILE, json.dumps(stored))
+        write_atomic(place / RUN_FILE, json.dumps(stored))
     return tracker
-
-
-def _input_ids(config: JobConfig) -> dict[str, str]:
-    """Return path -> artifact id of the stage directories among the settings."""
-    return _artifact_ids(_strings(config.tree()))
-
-
-def _strings(tree: object) -> Iterator[str]:
-    """Yield every text among the settings."""
-    if isinstance(tree, str) and tree:
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _strings(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _strings(value)
-
-
-def _artifact_ids(paths: Iterable[str]) -> dict[str, str]:
-    from nfs.artifacts import Store, read_manifest
-    from nfs.artifacts.manifest import MANIFEST
-
-    return {p: read_manifest(p).id for p in paths if Store(p).exists(MANIFEST)}
-
-
-def _check_inputs(place: Path, record: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    """Refuse to mix results of different inputs in one run."""
-    before = record["inputs"]
-    if before is None:
-        stored = {k: v for k, v in record.items() if k != "resumed"}
-        _write_atomic(place / RUN_FILE, json.dumps({**stored, "inputs": dict(inputs)}))
-        return
-    changed = sorted(p for p in before.keys() | inputs.keys() if before.get(p) != inputs.get(p))
-    if changed:
-        raise InputError(
-            f"{place}: {', '.join(changed)} changed since this run began; "
-            "give another --run-name to start anew on the new input"
-        )
-
-
-def _finished(place: Path) -> dict[str, Any] | None:
-    """Return the recorded result of a finished run, if everything it names is still there."""
-    file = place / RESULT_FILE
-    if not file.is_file():
-        return None
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    missing = [p for p in result["artifacts"].values() if not Path(p).exists()]
-    return None if missing else {**result, "reused": True}
 
 
 def _tracking_uri(config: JobConfig) -> str | None:
@@ -392,20 +313,13 @@ def _tracking_uri(config: JobConfig) -> str | None:
     return config.tracking.uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
 
 
-def _write_atomic(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
 def _print_result(result: Mapping[str, Any]) -> None:
     how = "finished before, took" if result.get("reused") else "done in"
     lines = [f"{result['job']}: {how} {result['seconds']:.0f} s, {result['directory']}"]
-    lines += [
-        f"  {name} = {value:.5g}"
-        for name, value in result["metrics"].items()
-        if isinstance(value, int | float)
-    ]
+    numbers = {k: v for k, v in result["metrics"].items() if isinstance(v, int | float)}
+    lines += [f"  {k} = {v:.5g}" for k, v in list(numbers.items())[:MAX_SHOWN]]
+    if len(numbers) > MAX_SHOWN:
+        lines.append(f"  ... {len(numbers) - MAX_SHOWN} more in {RESULT_FILE}")
     lines += [f"  {kind}: {path}" for kind, path in result["artifacts"].items()]
     if result["mlflow_run_id"]:
         lines.append(f"  MLflow run {result['mlflow_run_id']}; open the browser with")

@@ -43,9 +43,10 @@ def write_report(
     config: PipelineConfig, job: JobRun, results: Mapping[str, Mapping[str, Any]]
 ) -> Path:
     """Write `report.html` into the run directory and return its path."""
+    inputs = ", ".join(config.inputs())
     data = ReportData(
         title="From a talking clip to a talking head",
-        subtitle=f"{job.name}, {datetime.now():%Y-%m-%d %H:%M}\ninput: {', '.join(config.inputs())}",
+        subtitle=f"{job.name}, {datetime.now():%Y-%m-%d %H:%M}\ninput: {inputs}",
         stages=[_stage(stage, result) for stage, result in results.items()],
         quarantined=list(_quarantined(results)),
         environment=_environment(),

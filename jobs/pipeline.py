@@ -51,8 +51,8 @@ def run(config: PipelineConfig, job: JobRun) -> dict[str, Any]:
         artifacts |= _stage_artifacts(config, stage, results[stage])
     report = _report.write_report(config, job, results)
     job.tracker.log_file(report)
-    metrics = {k: v for r in results.values() for k, v in r["metrics"].items()}
-    metrics |= {f"time/{stage}_s": r["seconds"] for stage, r in results.items()}
+    metrics = {f"time/{stage}_s": float(r["seconds"]) for stage, r in results.items()}
+    metrics |= {k: v for r in results.values() for k, v in r["metrics"].items()}
     job.tracker.log_metrics(metrics, step=0)
     return {"metrics": metrics, "artifacts": {**artifacts, "report": str(report)}}
 

@@ -124,7 +124,7 @@ class LaunchConfig(Config):
     """Where a job's work runs."""
 
     kind: Literal["ray", "local"] = "ray"
-    """`ray`: tasks and workers on a Ray cluster; `local`: this process (or torchrun), without Ray."""
+    """`ray`: tasks and workers on a Ray cluster; `local`: this process or torchrun, without Ray."""
     num_workers: int = Field(1, ge=1)
     """Training workers (ranks) or data actors."""
     cpus_per_worker: float = Field(1, gt=0)
