@@ -127,7 +127,7 @@ def minimise(
             progress.stopped = "threshold"
             break
         optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total.backward()
         optimizer.step()
         progress.step += 1
         if after_step is not None:
