@@ -42,7 +42,6 @@ def rasterize(
     image_size_px: int | tuple[int, int],
     *,
     backend: Backend = "auto",
-    bands: int = 1,
 ) -> Fragments:
     """Rasterise triangles given in pixels.
 
@@ -52,7 +51,6 @@ def rasterize(
         faces: `[F, 3]`, shared by all images.
         image_size_px: Side, or (height, width).
         backend: `auto` takes pytorch3d for tensors on a GPU and the compiled z-buffer on the CPU.
-        bands: Row bands per image for threads of the z-buffer; 1 inside one-CPU workers.
 
     Raises:
         ValueError: If a shape is wrong.
@@ -69,12 +67,10 @@ def rasterize(
         from nfs.morphable.rasterizer_pytorch3d import rasterize_pytorch3d
 
         return Fragments(*rasterize_pytorch3d(screen, faces, height, width))
-    return _rasterize_numba(screen, faces, height, width, bands)
+    return _rasterize_numba(screen, faces, height, width)
 
 
-def _rasterize_numba(
-    screen: Tensor, faces: Tensor, height: int, width: int, bands: int
-) -> Fragments:
+def _rasterize_numba(screen: Tensor, faces: Tensor, height: int, width: int) -> Fragments:
     from nfs.morphable.zbuffer import zbuffer
 
     face_of, barycentric, depth = zbuffer(
@@ -82,7 +78,6 @@ def _rasterize_numba(
         faces.int().cpu().contiguous().numpy(),
         height,
         width,
-        bands,
     )
     device = screen.device
     return Fragments(

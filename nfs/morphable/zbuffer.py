@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 MIN_AREA_PX2 = 1e-8
@@ -25,25 +25,23 @@ def _edge(ax: float, ay: float, bx: float, by: float, px: float, py: float) -> f
 def _draw(
     corners: NDArray[np.float32],
     face: int,
-    first_row: int,
-    end_row: int,
     face_of: NDArray[np.int32],
     barycentric: NDArray[np.float32],
     depth: NDArray[np.float32],
 ) -> None:
-    """Draw one triangle, corners `[3, 3]` (x, y, depth), into rows [first_row, end_row)."""
+    """Draw one triangle, corners `[3, 3]` (x, y, depth)."""
     x0, y0, z0 = corners[0, 0], corners[0, 1], corners[0, 2]
     x1, y1, z1 = corners[1, 0], corners[1, 1], corners[1, 2]
     x2, y2, z2 = corners[2, 0], corners[2, 1], corners[2, 2]
     low, high = min(y0, min(y1, y2)), max(y0, max(y1, y2))
-    if high < first_row or low > end_row:
+    if high < 0 or low > face_of.shape[0]:
         return
     area = _edge(x1, y1, x2, y2, x0, y0)
     if abs(area) < MIN_AREA_PX2 or min(z0, min(z1, z2)) < MIN_DEPTH:
         return
     inverse = 1.0 / area
-    top = max(first_row, math.ceil(low - 0.5))
-    bottom = min(end_row - 1, math.floor(high - 0.5))
+    top = max(0, math.ceil(low - 0.5))
+    bottom = min(face_of.shape[0] - 1, math.floor(high - 0.5))
     left = max(0, math.ceil(min(x0, min(x1, x2)) - 0.5))
     right = min(face_of.shape[1] - 1, math.floor(max(x0, max(x1, x2)) - 0.5))
     for row in range(top, bottom + 1):
@@ -65,22 +63,20 @@ def _draw(
                 barycentric[row, column, 2] = a2 * z
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
 def zbuffer(
-    screen: NDArray[np.float32],
-    faces: NDArray[np.int32],
-    height: int,
-    width: int,
-    bands: int,
+    screen: NDArray[np.float32], faces: NDArray[np.int32], height: int, width: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
     """Rasterise `[B, V, 3]` screen vertices (x px, y px down, depth > 0).
+
+    Serial on purpose: numba's parallel layer shares OpenMP with torch and resets torch's thread
+    count, which made every later torch call of a one-CPU worker about eight times slower.
 
     Args:
         screen: `[B, V, 3]`, contiguous.
         faces: `[F, 3]`.
         height: Rows.
         width: Columns.
-        bands: Row bands per image that may run in parallel; 1 inside one-CPU workers.
 
     Returns:
         Face index `[B, H, W]` (-1 where empty), barycentrics `[B, H, W, 3]` (-1 where empty) and
@@ -90,15 +86,11 @@ def zbuffer(
     face_of = np.full((count, height, width), -1, np.int32)
     barycentric = np.full((count, height, width, 3), -1.0, np.float32)
     depth = np.full((count, height, width), np.inf, np.float32)
-    rows = (height + bands - 1) // bands
-    for task in prange(count * bands):
-        image = task // bands
-        first = (task % bands) * rows
-        end = min(height, first + rows)
-        corners = np.empty((3, 3), np.float32)
+    corners = np.empty((3, 3), np.float32)
+    for image in range(count):
         for face in range(faces.shape[0]):
             for k in range(3):
                 for axis in range(3):
                     corners[k, axis] = screen[image, faces[face, k], axis]
-            _draw(corners, face, first, end, face_of[image], barycentric[image], depth[image])
+            _draw(corners, face, face_of[image], barycentric[image], depth[image])
     return face_of, barycentric, depth
