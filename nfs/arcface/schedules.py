@@ -12,7 +12,7 @@ def polynomial_factor(
     *,
     total_steps: int,
     warmup_steps: int = 0,
-    power: float = 2.0,
+    power: float = 1.0,
     full_first_step: bool = False,
 ) -> float:
     """Return the factor of the base rate at an optimiser step.

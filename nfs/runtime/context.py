@@ -35,8 +35,16 @@ class WorkerContext(Protocol):
         """Wait for all ranks."""
         ...
 
-    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Commit a state atomically. Collective; rank 0's `write` fills the directory."""
+    def save(
+        self,
+        write: Callable[[Path], None],
+        metrics: Mapping[str, Any],
+        write_part: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Commit a state atomically. Collective; rank 0's `write` fills the directory.
+
+        With `write_part`, every rank adds files of its own to the same state.
+        """
         ...
 
     def latest(self) -> Path | None:

@@ -80,7 +80,7 @@ def run_training(
 
 def run_function(
     function: Callable[..., Any], arguments: Sequence[Any], launch: LaunchConfig
-) -> Any:  # noqa: ANN401 - returns whatever the function returns
+) -> Any:
     """Call an importable function here, or as one Ray task with one worker's resources."""
     if launch.kind == "local":
         return function(*arguments)

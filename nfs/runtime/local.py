@@ -55,12 +55,22 @@ class LocalContext:
         if self.world_size > 1:
             dist.barrier()
 
-    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        write: Callable[[Path], None],
+        metrics: Mapping[str, Any],
+        write_part: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write a state under a temporary name, rename it, keep the newest few."""
+        number = self._numbers()[-1] + 1 if self._numbers() else 0
+        temporary = self._states / f".{uuid.uuid4().hex}.tmp"
+        if write_part is not None:
+            temporary = self._agreed(temporary)
+            temporary.mkdir(parents=True, exist_ok=True)
+            write_part(temporary)
+            self.barrier()
         if self.rank == 0:
-            number = self._numbers()[-1] + 1 if self._numbers() else 0
-            temporary = self._states / f".{uuid.uuid4().hex}.tmp"
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=True, exist_ok=True)
             write(temporary)
             (temporary / "metrics.json").write_text(json.dumps(dict(metrics)), encoding="utf-8")
             temporary.rename(self._states / f"{number:06d}")
@@ -76,6 +86,14 @@ class LocalContext:
     def report(self, metrics: Mapping[str, float]) -> bool:
         """Pass an evaluation on to the supervisor, if any."""
         return True if self._on_report is None else self._on_report(metrics)
+
+    def _agreed(self, path: Path) -> Path:
+        """Return rank 0's path on every rank."""
+        if self.world_size == 1:
+            return path
+        paths = [path]
+        dist.broadcast_object_list(paths, device=self.device)
+        return paths[0]
 
     def _numbers(self) -> list[int]:
         if not self._states.is_dir():

@@ -122,7 +122,7 @@ def run_units_on_ray(
 
 def run_function_on_ray(
     function: Callable[..., Any], arguments: Sequence[Any], launch: LaunchConfig
-) -> Any:  # noqa: ANN401 - returns whatever the function returns
+) -> Any:
     """Call an importable function as one Ray task and wait for it."""
     ensure_ray()
     _check_resources(launch)
@@ -159,12 +159,23 @@ class RayContext:
         if self.world_size > 1:
             torch.distributed.barrier()
 
-    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Report a checkpoint; Ray uploads it to the run's storage and keeps the newest two."""
+    def save(
+        self,
+        write: Callable[[Path], None],
+        metrics: Mapping[str, Any],
+        write_part: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Report a checkpoint; Ray uploads it to the run's storage and keeps the newest two.
+
+        Files that several ranks report end in one checkpoint.
+        """
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
                 write(Path(folder))
+            if write_part is not None:
+                write_part(Path(folder))
+            if self.rank == 0 or write_part is not None:
                 checkpoint = Checkpoint.from_directory(folder)
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 

@@ -13,11 +13,10 @@ import torch
 
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
-from nfs.runtime.progress import report_progress
 from nfs.runtime.seeding import derive_seed, seed_everything
 from nfs.training.sampler import SeekableSampler
 from nfs.training.state import TrainState, load_state, save_state
-from nfs.training.task import MapDataset, TrainTask
+from nfs.training.task import DistributedTask, MapDataset, TrainTask
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,8 @@ def train(
         if crossed(settings.checkpoint_every) or done or not go_on:
             context.tracker.flush()
             state = TrainState(samples_seen, task.state_dict(), history)
-            context.save(partial(save_state, state), {"samples_seen": samples_seen})
+            part = task.save_part if isinstance(task, DistributedTask) else None
+            context.save(partial(save_state, state), {"samples_seen": samples_seen}, part)
         if not go_on:
             break
     if context.rank == 0:
@@ -134,6 +134,8 @@ def _restore(task: TrainTask, context: WorkerContext) -> tuple[int, dict[str, fl
         return 0, {}
     state = load_state(latest)
     task.load_state_dict(state.task)
+    if isinstance(task, DistributedTask):
+        task.load_parts(latest)
     logger.info("continuing at samples_seen=%d", state.samples_seen)
     return state.samples_seen, state.history
 
@@ -166,8 +168,10 @@ def _evaluate(
     task: TrainTask, context: WorkerContext, seed: int, samples_seen: int
 ) -> dict[str, float]:
     metrics: dict[str, float] = {}
+    seed_everything("evaluate", seed)
+    if isinstance(task, DistributedTask):
+        task.prepare_evaluation()
     if context.rank == 0:
-        seed_everything("evaluate", seed)
         evaluation = task.evaluate(samples_seen)
         metrics = evaluation.metrics
         context.tracker.log_metrics(metrics, samples_seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,4 +68,25 @@ class TrainTask(Protocol):
 
     def export(self, directory: Path) -> None:
         """Write the trained model (`nfs.training.checkpoint.write_checkpoint`)."""
+        ...
+
+
+@runtime_checkable
+class DistributedTask(TrainTask, Protocol):
+    """A task whose state or evaluation is spread over the ranks (a sharded class matrix).
+
+    `state_dict` still holds what is the same on all ranks; parts are files beside it, written and
+    read by every rank, so that no rank holds the whole and any number of ranks can read them.
+    """
+
+    def save_part(self, directory: Path) -> None:
+        """Write this rank's files of a state; names must differ between ranks."""
+        ...
+
+    def load_parts(self, directory: Path) -> None:
+        """Read this rank's share from the files of any number of ranks."""
+        ...
+
+    def prepare_evaluation(self) -> None:
+        """Do the collective part of an evaluation; every rank calls it before `evaluate`."""
         ...
