@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -166,25 +166,43 @@ class JobConfig(Config):
 
 
 def _describe(cls: type[Config], item: Mapping[str, Any]) -> str:
-    location = ".".join(str(part) for part in item["loc"]) or "<root>"
+    parts, model = _locate(cls, item["loc"])
+    location = ".".join(parts) or "<root>"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(cls, item["loc"][:-1])
+        parent, owner = _locate(cls, item["loc"][:-1])
+        known = sorted(getattr(owner, "model_fields", {}))
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
-        return f"unknown key {location!r}{hint}"
+        return f"unknown key {'.'.join([*parent, str(item['loc'][-1])])!r}{hint}"
     if item["type"] == "missing":
         return f"{location}: required and not given; set it in the file or as {location}=VALUE"
-    return f"{location}: {item['msg']} (got {item['input']!r})"
+    message = item["msg"].removeprefix("Value error, ")
+    section = isinstance(item["input"], Mapping) or model is cls
+    return f"{location}: {message}" if section else f"{location}: {message} (got {item['input']!r})"
 
 
-def _known_keys(cls: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+def _locate(cls: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], Any]:
+    """Return the key path as a user writes it (without union tags) and the type at its end."""
+    parts: list[str] = []
     model: Any = cls
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = field.annotation
-    return sorted(getattr(model, "model_fields", {}))
+        if field is not None:
+            parts.append(str(part))
+            model = field.annotation
+            continue
+        members = [m for m in get_args(model) if _kind(m) == part]
+        if members:  # the tag of a union: `expression.audio2exp.checkpoint`
+            model = members[0]
+            continue
+        parts.append(str(part))
+        model = None
+    return parts, model
+
+
+def _kind(member: object) -> object:
+    field = getattr(member, "model_fields", {}).get("kind")
+    return None if field is None else next(iter(get_args(field.annotation)), None)
 
 
 def _nearby(file: Path) -> str:

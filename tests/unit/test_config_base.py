@@ -1,8 +1,10 @@
+from typing import Annotated, Literal, Self
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nfs.config.base import Config, JobConfig, tree_hash
 from nfs.errors import ConfigError
@@ -13,9 +15,25 @@ class Optimizer(Config):
     betas: tuple[float, float] = (0.9, 0.999)
 
 
+class Fast(Config):
+    kind: Literal["fast"] = "fast"
+    speed: int
+
+
+class Slow(Config):
+    kind: Literal["slow"] = "slow"
+
+
 class Example(JobConfig):
     clips: str
     optimizer: Optimizer = Optimizer()
+    mode: Annotated[Fast | Slow, Field(discriminator="kind")] = Slow()
+
+    @model_validator(mode="after")
+    def _rule(self) -> Self:
+        if self.clips == "forbidden":
+            raise ValueError("clips=forbidden is not allowed; use another")
+        return self
 
 
 def write(tmp_path, tree):
@@ -79,3 +97,18 @@ def test_import_of_config_is_light(repository):
     code = f"import nfs.config.base, sys; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_union_keys_are_written_as_the_user_writes_them(tmp_path):
+    with pytest.raises(ConfigError, match=r": mode\.speed: required.*mode\.speed=VALUE"):
+        Example.load(write(tmp_path, {"clips": "a", "mode": {"kind": "fast"}}))
+    with pytest.raises(ConfigError, match=r"unknown key 'mode\.sped'; did you mean 'speed'"):
+        Example.load(
+            write(tmp_path, {"clips": "a", "mode": {"kind": "fast", "speed": 1, "sped": 2}})
+        )
+
+
+def test_a_rule_over_several_keys_does_not_print_the_whole_tree(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Example.load(write(tmp_path, {"clips": "forbidden"}))
+    assert str(caught.value).endswith("<root>: clips=forbidden is not allowed; use another")
