@@ -17,11 +17,13 @@ config_app = typer.Typer(no_args_is_help=True, help="Show, describe and compare 
 samples_app = typer.Typer(no_args_is_help=True, help="Real media to try things with.")
 artifact_app = typer.Typer(no_args_is_help=True, help="Look into stage directories.")
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look into checkpoints.")
+records_app = typer.Typer(no_args_is_help=True, help="Face records for train_arcface.")
 for name, child in (
     ("config", config_app),
     ("samples", samples_app),
     ("artifact", artifact_app),
     ("checkpoint", checkpoint_app),
+    ("records", records_app),
 ):
     app.add_typer(child, name=name)
 
@@ -105,6 +107,42 @@ def checkpoint_inspect(directory: Path) -> None:
     weights = read_weights(directory)
     print(json.dumps(read_model(directory), indent=1))
     print(f"{len(weights)} tensors, {sum(w.numel() for w in weights.values())} numbers")
+
+
+@records_app.command("check")
+def records_check(path: str, classes: Annotated[int | None, typer.Option()] = None) -> None:
+    """Read every image of PATH (.rec, clips artifact, folder of identities); exit 1 on problems."""
+    from nfs.arcface.conversion import check_source
+
+    report = check_source(path, classes)
+    print(json.dumps(report, indent=1))
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@records_app.command("convert")
+def records_convert(path: str, stem: Path, skip_bad: bool = False) -> None:
+    """Write PATH as STEM.rec and STEM.idx."""
+    from nfs.arcface.conversion import convert_to_records
+
+    count, skipped = convert_to_records(path, stem, skip_bad=skip_bad)
+    print(f"{count} images, {skipped} left out")
+
+
+@records_app.command("pairs")
+def records_pairs(path: str, target: Path, pairs: int = 6000, seed: int = 0) -> None:
+    """Write a verification set TARGET (.bin) of random pairs of PATH."""
+    from nfs.arcface.conversion import make_pairs
+
+    print(f"{make_pairs(path, target, num_pairs=pairs, seed=seed)} pairs")
+
+
+@records_app.command("index")
+def records_index(path: str) -> None:
+    """Write the index of a .rec file anew by scanning it."""
+    from nfs.arcface.records import repair_index
+
+    print(f"{repair_index(path)} records")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nfs.arcface.records import FaceRecords
+from nfs.artifacts.manifest import MANIFEST
 from nfs.artifacts.store import Store
 from nfs.artifacts.tables import iter_files, table_files
 from nfs.errors import ArtifactError, InputError
@@ -44,6 +45,10 @@ class FaceSource(Protocol):
         Raises:
             InputError: If it cannot be read; the message names it.
         """
+        ...
+
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class of every image."""
         ...
 
 
@@ -79,6 +84,10 @@ class SyntheticSource:
         noise = rng.uniform(-self.noise, self.noise, pixels.shape)
         return np.clip(pixels + noise, 0, 255).astype(np.uint8), label
 
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class of every image."""
+        return np.arange(self._num_images) % self.num_classes
+
 
 class RecordSource:
     """Images of a RecordIO file.
@@ -108,9 +117,17 @@ class RecordSource:
             raise InputError(f"{where}: label {label} is not in 0..{self.num_classes - 1}")
         return _decode(record.image, where), int(label)
 
-    def _scan_classes(self) -> int:
+    def encoded(self, number: int) -> bytes:
+        """Return an image as it is stored, so that a copy loses nothing."""
+        return self.records.read(number).image
+
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class of every image; reads all records."""
         labels = (self.records.read(number).labels[0] for number in range(len(self.records)))
-        return int(max(labels)) + 1
+        return np.fromiter(labels, np.float64).astype(np.int64)
+
+    def _scan_classes(self) -> int:
+        return int(self.classes().max()) + 1
 
 
 class FolderSource:
@@ -136,6 +153,10 @@ class FolderSource:
         file = self._files[number]
         data = self._store.read_bytes(file)
         return _decode(data, f"{self._store.uri}/{file}"), int(self.labels[number])
+
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class of every image."""
+        return self.labels
 
 
 class ClipSource:
@@ -184,6 +205,10 @@ class ClipSource:
         pixels = _decode(data, where)
         points = np.asarray(landmarks, np.float64).reshape(68, 2)
         return align_face(pixels, points), label
+
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class of every frame."""
+        return self.labels
 
     def _rows(self, limit: int | None) -> list[tuple[int, int, int, str]]:
         found: list[tuple[int, int, int, str]] = []
@@ -280,14 +305,18 @@ def align_face(pixels: Pixels, landmarks_px: NDArray[np.floating]) -> Pixels:
     return warp_affine(pixels, matrix, ALIGNED_PX)
 
 
-def class_counts(labels: Sequence[int] | NDArray[np.int64], num_classes: int) -> dict[str, int]:
-    """Return `empty`, `smallest` and `largest` class of labels."""
-    counts = np.bincount(np.asarray(labels), minlength=num_classes)
-    return {
-        "empty": int((counts == 0).sum()),
-        "smallest": int(counts[counts > 0].min()),
-        "largest": int(counts.max()),
-    }
+def open_source(path: str) -> FaceSource:
+    """Open a `.rec` file, a folder with `train.rec`, a `clips` artifact, or a folder of identities.
+
+    Raises:
+        InputError: If it is none of them.
+    """
+    store = Store(path)
+    if path.endswith(".rec") or store.exists("train.rec"):
+        return RecordSource(path)
+    if store.exists(MANIFEST):
+        return ClipSource(path)
+    return FolderSource(path)
 
 
 def find_validation(folder: str, names: Sequence[str]) -> list[Path]:

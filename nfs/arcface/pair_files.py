@@ -89,6 +89,29 @@ def write_pairs(path: str | Path, images: Sequence[bytes], same: Sequence[bool])
     temporary.replace(target)
 
 
+def draw_pairs(
+    counts: list[int], num_pairs: int, rng: np.random.Generator
+) -> tuple[list[tuple[int, int]], list[bool]]:
+    """Draw pairs of (identity, image), alternately of one person and of two.
+
+    Args:
+        counts: Images per identity, at least 2.
+        num_pairs: Pairs.
+        rng: Source of the choice.
+    """
+    images: list[tuple[int, int]] = []
+    same = [number % 2 == 0 for number in range(num_pairs)]
+    for one_person in same:
+        if one_person:
+            identity = int(rng.integers(len(counts)))
+            first, second = rng.choice(counts[identity], 2, replace=False)
+            images += [(identity, int(first)), (identity, int(second))]
+        else:
+            chosen = rng.choice(len(counts), 2, replace=False)
+            images += [(int(i), int(rng.integers(counts[i]))) for i in chosen]
+    return images, same
+
+
 def decode_pair_image(data: bytes, where: str = "image") -> NDArray[np.uint8]:
     """Decode to uint8 RGB `[112, 112, 3]`; other sizes are resized as the original does.
 
