@@ -13,6 +13,7 @@ import torch
 
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
+from nfs.runtime.progress import report_progress
 from nfs.runtime.seeding import derive_seed, seed_everything
 from nfs.training.sampler import SeekableSampler
 from nfs.training.state import TrainState, load_state, save_state
@@ -72,6 +73,8 @@ def train(
 
         if crossed(settings.log_every) or done:
             context.tracker.log_metrics(context.mean(meter.take(settings.batch_size)), samples_seen)
+            if context.rank == 0:
+                report_progress(context.directory, samples_seen, settings.total_samples, "samples")
         go_on = True
         if crossed(settings.evaluate_every) or done:
             history = _evaluate(task, context, settings.seed, samples_seen)

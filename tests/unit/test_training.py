@@ -10,6 +10,7 @@ from tests.toy import LineTask, line_worker
 
 from nfs.errors import ArtifactError, ConfigError, NonFiniteError
 from nfs.runtime.local import LocalContext
+from nfs.runtime.progress import Progress, read_progress
 from nfs.tracking.jsonl import JsonlTracker
 from nfs.training import LoopSettings, train
 from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
@@ -35,6 +36,7 @@ def test_run_ends_with_checkpoint_and_metrics(tmp_path):
     assert read_model(tmp_path / "checkpoint")["kind"] == "line"
     assert set(read_weights(tmp_path / "checkpoint")) == {"weight", "bias"}
     assert sorted(losses(tmp_path)) == list(range(8, 97, 8))
+    assert read_progress(tmp_path) == Progress(96, 96, "samples")
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
