@@ -157,6 +157,8 @@ class GanOptimizer(Config):
     """Learning rate of the generator."""
     discriminator_lr: float = Field(0.0025, gt=0)
     """Learning rate of the discriminator before the correction for lazy regularisation."""
+    final_lr_scale: float = Field(1.0, gt=0, le=1)
+    """Both rates fall linearly to this share of themselves at the end of the run."""
     betas: tuple[float, float] = (0.0, 0.99)
     """Adam's decay rates."""
     ema_kimg: float = Field(20.0, ge=0)

@@ -99,6 +99,7 @@ def build_settings(config: TrainStylenerfConfig) -> GanSettings:
         warm_start_kimg=0.0 if warm is None else warm.kimg,
         reconstruction_weight=0.0 if warm is None else warm.weight,
         batch_size=config.batch_size,
+        total_samples=config.total_samples,
         growth_start_kimg=config.growth.start_kimg,
         growth_end_kimg=config.growth.end_kimg,
         grid_size=config.grid_size,

@@ -37,8 +37,10 @@ class GanSettings:
 
     batch_size: int
     """Global batch."""
+    total_samples: int = 25_000_000
     generator_lr: float = 0.0025
     discriminator_lr: float = 0.0025
+    final_lr_scale: float = 1.0
     betas: tuple[float, float] = (0.0, 0.99)
     r1_gamma: float = 0.5
     r1_interval: int = 16
@@ -58,6 +60,11 @@ class GanSettings:
         if samples_seen >= end:
             return 1.0
         return max(0.0, (samples_seen - start) / (end - start)) if end > start else 0.0
+
+    def lr_scale(self, samples_seen: int) -> float:
+        """Return the factor of both learning rates."""
+        share = min(1.0, samples_seen / self.total_samples)
+        return 1.0 + share * (self.final_lr_scale - 1.0)
 
     def adversarial(self, samples_seen: int) -> bool:
         """Return whether the warm start is over."""
@@ -112,9 +119,11 @@ class StyleNerfTask:
         self._D = context.wrap(self.D)
         self.G, self.D = _generator(self._G), _discriminator(self._D)
         lr, betas = lazy_adam(settings.discriminator_lr, settings.betas, settings.r1_interval)
+        self.D_lr = lr
         self.D_optimizer = torch.optim.Adam(self.D.parameters(), lr=lr, betas=betas, eps=1e-8)
         # Without a lazy regulariser of G there is no extra step to correct for.
         lr, betas = lazy_adam(settings.generator_lr, settings.betas, None)
+        self.G_lr = lr
         self.G_optimizer = torch.optim.Adam(self.G.parameters(), lr=lr, betas=betas, eps=1e-8)
 
     def train_step(self, batch: dict[str, Tensor], samples_seen: int) -> dict[str, Tensor]:
@@ -128,6 +137,7 @@ class StyleNerfTask:
         settings = self.settings
         where = f"samples_seen={samples_seen}"
         alpha = settings.alpha(samples_seen)
+        self._set_rates(settings.lr_scale(samples_seen))
         real = self._real(batch["image"], alpha)
         adversarial = settings.adversarial(samples_seen)
         coded = self._coded(batch, settings.num_coded(samples_seen, len(real)))
@@ -180,6 +190,11 @@ class StyleNerfTask:
             discriminator=self.D,
             card=self.card,
         )
+
+    def _set_rates(self, scale: float) -> None:
+        for optimizer, lr in ((self.G_optimizer, self.G_lr), (self.D_optimizer, self.D_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * scale
 
     def _coded(self, batch: dict[str, Tensor], count: int) -> _Coded | None:
         if count == 0:

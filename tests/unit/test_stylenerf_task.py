@@ -140,6 +140,15 @@ def test_warm_start_reconstructs_before_the_discriminator_wakes():
     assert SETTINGS.num_coded(0, 8) == 0
 
 
+def test_rates_fall_linearly():
+    settings = replace(SETTINGS, total_samples=20, final_lr_scale=0.5)
+    assert [settings.lr_scale(n) for n in (0, 10, 20, 30)] == [1.0, 0.75, 0.5, 0.5]
+    assert SETTINGS.lr_scale(10**6) == 1.0
+    task = make_task(settings)
+    step(task, 10)
+    assert task.G_optimizer.param_groups[0]["lr"] == pytest.approx(0.75 * 0.0025)
+
+
 def test_r1_of_a_known_function():
     real = torch.randn(2, 3, 4, 4, requires_grad=True)
     logits = (real * 2).flatten(1).sum(dim=1, keepdim=True)
