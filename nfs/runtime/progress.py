@@ -21,6 +21,7 @@ class Progress:
 
 def report_progress(directory: Path, done: int, total: int, unit: str) -> None:
     """Write how far the run in `directory` is; cheap enough for once a second."""
+    directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f".{PROGRESS}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(asdict(Progress(done, total, unit))), encoding="utf-8")
     temporary.replace(directory / PROGRESS)
