@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from nfs.arcface.prelu import ChannelPReLU
+
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -20,7 +22,7 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.prelu = nn.PReLU(channels)
+        self.prelu = ChannelPReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.downsample: nn.Module | None = None
@@ -62,7 +64,7 @@ class IResNet(nn.Module):
         self.checkpoint_segments = tuple(checkpoint_segments)
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.prelu = nn.PReLU(WIDTHS[0])
+        self.prelu = ChannelPReLU(WIDTHS[0])
         channels_in, side = WIDTHS[0], image_size_px
         for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=1):
             layers = [ResidualBlock(channels_in, width, 2)]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nfs.arcface.prelu import ChannelPReLU
+
 
 class _Stack(nn.Module):
     """Layers in sequence under the name `layers`, optionally with a residual connection."""
@@ -38,7 +40,7 @@ def _conv(
         nn.Conv2d(channels_in, channels, kernel, stride, pad, groups=groups, bias=False),
         nn.BatchNorm2d(channels),
     ]
-    return _Stack(*layers, nn.PReLU(channels)) if activation else _Stack(*layers)
+    return _Stack(*layers, ChannelPReLU(channels)) if activation else _Stack(*layers)
 
 
 def _depthwise(
