@@ -103,9 +103,7 @@ def unsort(values: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(values).scatter(-1, order, values)
 
 
-def inverted_sphere_points(
-    origins: Tensor, directions: Tensor, inverse_radius: Tensor
-) -> Tensor:
+def inverted_sphere_points(origins: Tensor, directions: Tensor, inverse_radius: Tensor) -> Tensor:
     """Parametrise points outside the unit sphere (NeRF++ section 4).
 
     Args:
