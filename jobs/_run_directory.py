@@ -122,3 +122,8 @@ def write_atomic(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
+
+
+def absolute(uri: str) -> str:
+    """Return a local path as an absolute one; URIs stay."""
+    return uri if "://" in uri else str(Path(uri).absolute())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._launch import job_main
+from jobs._run_directory import absolute
 
 if TYPE_CHECKING:
     from jobs._launch import JobRun
@@ -22,10 +23,10 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
     from nfs.runtime import run_units
 
     read_manifest(config.clips, kind="clips")
-    clips, output = _absolute(config.clips), job.output("fits")
+    clips, output = absolute(config.clips), job.output("fits")
     settings = config.fit.tree()
     if config.fit.model != "open_head":
-        settings["model"] = _absolute(config.fit.model)
+        settings["model"] = absolute(config.fit.model)
     model = load_model(settings["model"])  # built and checked here, before any worker needs it
     items, unusable = list_items(clips)
     items = [{**item, "sheet": i < config.max_sheets} for i, item in enumerate(items)]
@@ -143,10 +144,6 @@ def log_sheets(job: JobRun, output: str, items: list[dict[str, Any]]) -> None:
         if store.exists(path):
             picture = np.asarray(Image.open(io.BytesIO(store.read_bytes(path))).convert("RGB"))
             job.tracker.log_image(f"fit/{item['clip_id']}", picture)
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 if __name__ == "__main__":

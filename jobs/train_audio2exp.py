@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._launch import job_main
+from jobs._run_directory import absolute
+from jobs._training import train_job
 
 if TYPE_CHECKING:
     from jobs._launch import JobRun
@@ -18,22 +20,11 @@ _NOSE_BASE, _NOSE_BRIDGE = 33, 27
 
 def run(config: TrainAudio2expConfig, job: JobRun) -> dict[str, Any]:
     """Train and return metrics and the checkpoint's directory."""
-    from nfs.artifacts import write_manifest
     from nfs.audio.builders import train_worker
-    from nfs.runtime import run_training
 
     config = with_face_basis(config, job.directory)
-    metrics = run_training(train_worker, config.tree(), config.launch, job.directory, job.tracker)
-    checkpoint = job.output("checkpoint")
-    write_manifest(
-        checkpoint,
-        kind="checkpoint",
-        config=config.tree(),
-        parents=[config.clips, config.fits],
-        extra={"model": "audio2exp"},
-    )
-    job.tracker.log_file(Path(checkpoint) / "card.md")
-    return {"metrics": metrics, "artifacts": {"checkpoint": checkpoint}}
+    parents = [config.clips, config.fits]
+    return train_job(train_worker, config, job, model="audio2exp", parents=parents)
 
 
 def with_face_basis(config: TrainAudio2expConfig, directory: Path) -> TrainAudio2expConfig:
@@ -47,8 +38,8 @@ def with_face_basis(config: TrainAudio2expConfig, directory: Path) -> TrainAudio
         write_face_basis(path, str(fits.config.get("model", "open_head")))
     return config.override(
         {
-            "clips": _absolute(config.clips),
-            "fits": _absolute(config.fits),
+            "clips": absolute(config.clips),
+            "fits": absolute(config.fits),
             "face_basis": str(path),
         }
     )
@@ -82,10 +73,6 @@ def write_face_basis(path: Path, model_spec: str) -> None:
         landmarks_neutral=_MM_PER_UNIT * landmarks,
     )
     save_face_basis(path, basis)
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._launch import job_main
+from jobs._run_directory import absolute
+from jobs._training import train_job
 
 if TYPE_CHECKING:
     from jobs._launch import JobRun
@@ -14,33 +15,17 @@ if TYPE_CHECKING:
 
 def run(config: TrainStylenerfConfig, job: JobRun) -> dict[str, Any]:
     """Train and return metrics and the checkpoint's directory."""
-    from nfs.artifacts import read_manifest, write_manifest
-    from nfs.runtime import run_training
+    from nfs.artifacts import read_manifest
     from nfs.stylenerf.builders import train_worker
 
     read_manifest(config.clips, kind="clips")
-    paths = {"clips": _absolute(config.clips)}
-    parents = [config.clips]
+    paths = {"clips": absolute(config.clips)}
     if config.cameras.kind == "fits":
         read_manifest(config.cameras.path, kind="fits")
-        paths["cameras.path"] = _absolute(config.cameras.path)
-        parents.append(config.cameras.path)
-    tree = config.override(paths).tree()
-    metrics = run_training(train_worker, tree, config.launch, job.directory, job.tracker)
-    checkpoint = job.output("checkpoint")
-    write_manifest(
-        checkpoint,
-        kind="checkpoint",
-        config=config.tree(),
-        parents=parents,
-        extra={"model": "stylenerf"},
+        paths["cameras.path"] = absolute(config.cameras.path)
+    return train_job(
+        train_worker, config.override(paths), job, model="stylenerf", parents=list(paths.values())
     )
-    job.tracker.log_file(Path(checkpoint) / "card.md")
-    return {"metrics": metrics, "artifacts": {"checkpoint": checkpoint}}
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 if __name__ == "__main__":

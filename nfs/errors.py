@@ -5,7 +5,7 @@ NfsError                 exit 1   something of ours failed
     ConfigError                   a configuration file or override
     ArtifactError                 a stage directory that is missing, incomplete or of another kind
   ClipError                       ONE unit (clip, photo) is bad; it is quarantined, the job goes on
-  NonFiniteError                  a loss or gradient is NaN or infinite; training stops before the step
+  NonFiniteError                  a loss or gradient is not finite; training stops before the step
 """
 
 

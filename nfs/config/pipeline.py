@@ -14,7 +14,7 @@ class StageConfig(Config):
 
     config: str
     """YAML file of the job, relative to the working directory."""
-    overrides: list[str] = []
+    overrides: tuple[str, ...] = ()
     """`key.path=value` items on top of the file."""
     enabled: bool = True
     """False leaves the stage out."""
@@ -29,7 +29,7 @@ class PipelineConfig(JobConfig):
 
     input: str | list[str]
     """Video(s) of the person; the first usable one is inverted and made to talk."""
-    extra_inputs: list[str] = []
+    extra_inputs: tuple[str, ...] = ()
     """More videos, photos, folders or globs of faces, for the generator's training."""
     speech: str | None = None
     """File with the voice to speak; default: the sound of the input clip itself."""

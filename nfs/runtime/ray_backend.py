@@ -190,6 +190,7 @@ class RayContext:
 
     def report(self, metrics: Mapping[str, float]) -> bool:
         """Nothing supervises a Ray Train run; searches run their trials locally."""
+        del metrics
         return True
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def ema_beta(batch_size: int, ema_kimg: float) -> float:
-    """Return the decay per step: `0.5 ** (batch_size / (1000 * ema_kimg))`; 0 if `ema_kimg` is 0."""
+    """Return the decay per step, `0.5 ** (batch_size / (1000 * ema_kimg))`; 0 for no average."""
     return 0.5 ** (batch_size / (1000 * ema_kimg)) if ema_kimg > 0 else 0.0
 
 

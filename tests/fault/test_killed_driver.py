@@ -1,4 +1,4 @@
-"""kill -9 of the driver in the middle of real jobs on private Ray clusters, then the same command."""
+"""kill -9 of the driver in the middle of real jobs on private clusters, then the same command."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.toy import EchoWork
 
 from nfs.artifacts import Store, read_manifest, verify, write_manifest
 from nfs.artifacts.tables import iter_clips, read_table
@@ -12,6 +11,7 @@ from nfs.artifacts.units import MAX_DEATHS, MAX_DEATHS_EVER, UnitStage, run_unit
 from nfs.config.base import LaunchConfig
 from nfs.errors import ArtifactError, InputError
 from nfs.runtime import run_units
+from tests.toy import EchoWork
 
 LOCAL = LaunchConfig(kind="local")
 

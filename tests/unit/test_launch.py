@@ -101,7 +101,10 @@ def test_unwritable_storage_exits_2(tmp_path, toy_job, capsys):
 def test_two_drivers_never_share_a_run(tmp_path, toy_job):
     call(tmp_path, "--run-name", "mine")
     lock = tmp_path / "runs" / "mine" / ".lock"
-    code = f"import fcntl,time; f=open({str(lock)!r},'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(30)"
+    code = (
+        f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX)\n"
+        "print(1, flush=True); time.sleep(30)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     holder.stdout.readline()
     try:
@@ -123,7 +126,8 @@ def test_help_is_fast_and_light(repository):
     code = (
         "import sys; sys.argv=['x','--help']\n"
         "import atexit; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n"
-        "from jobs._launch import job_main; job_main('preprocess', 'nfs.config.preprocess:PreprocessConfig')"
+        "from jobs._launch import job_main\n"
+        "job_main('preprocess', 'nfs.config.preprocess:PreprocessConfig')"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.toy import LineTask, line_worker
 
 from nfs.errors import ArtifactError, ConfigError, NonFiniteError
 from nfs.runtime.local import LocalContext
@@ -18,6 +17,7 @@ from nfs.training.ema import Ema, ema_beta
 from nfs.training.guard import check_finite
 from nfs.training.sampler import SeekableSampler
 from nfs.training.state import load_state
+from tests.toy import LineTask, line_worker
 
 
 def losses(directory: Path) -> dict[int, float]:

@@ -1,0 +1,38 @@
+"""What the training jobs share: run the ranks, then complete the checkpoint artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobs._launch import JobRun
+    from nfs.config.base import JobConfig
+    from nfs.runtime.dispatch import Worker
+
+
+def train_job(
+    worker: Worker, config: JobConfig, job: JobRun, *, model: str, parents: Sequence[str]
+) -> dict[str, Any]:
+    """Train and return metrics and the checkpoint artifact.
+
+    Args:
+        worker: Training worker of the family.
+        config: Settings; paths absolute, because ranks run in other directories.
+        job: The run.
+        model: Name of the family, recorded in the manifest.
+        parents: Artifacts that the training reads.
+    """
+    from nfs.artifacts import write_manifest
+    from nfs.runtime import run_training
+
+    metrics = run_training(worker, config.tree(), config.launch, job.directory, job.tracker)
+    checkpoint = job.output("checkpoint")
+    write_manifest(
+        checkpoint,
+        kind="checkpoint",
+        config=config.tree(),
+        parents=parents,
+        extra={"model": model},
+    )
+    return {"metrics": metrics, "artifacts": {"checkpoint": checkpoint}}
