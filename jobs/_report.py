@@ -40,14 +40,21 @@ PACKAGES = ("torch", "ray", "mlflow", "numpy", "pyarrow", "av", "face-alignment"
 
 
 def write_report(
-    config: PipelineConfig, job: JobRun, results: Mapping[str, Mapping[str, Any]]
+    config: PipelineConfig, job: JobRun, results: Mapping[str, Mapping[str, Any]], person: str
 ) -> Path:
-    """Write `report.html` into the run directory and return its path."""
+    """Write `report.html` into the run directory and return its path.
+
+    Args:
+        config: The pipeline.
+        job: Its run.
+        results: Stage -> result.
+        person: Clip id whose pictures come first.
+    """
     inputs = ", ".join(config.inputs())
     data = ReportData(
         title="From a talking clip to a talking head",
         subtitle=f"{job.name}, {datetime.now():%Y-%m-%d %H:%M}\ninput: {inputs}",
-        stages=[_stage(stage, result) for stage, result in results.items()],
+        stages=[_stage(stage, result, person) for stage, result in results.items()],
         quarantined=list(_quarantined(results)),
         environment=_environment(),
         how_to_open=_how_to_open(results),
@@ -57,7 +64,7 @@ def write_report(
     return file
 
 
-def _stage(stage: str, result: Mapping[str, Any]) -> StageReport:
+def _stage(stage: str, result: Mapping[str, Any], person: str) -> StageReport:
     directory = Path(result["directory"])
     tracking = directory / "tracking"
     return StageReport(
@@ -65,7 +72,7 @@ def _stage(stage: str, result: Mapping[str, Any]) -> StageReport:
         seconds=result["seconds"],
         summary=SUMMARIES[stage],
         metrics={k: v for k, v in result["metrics"].items() if isinstance(v, int | float)},
-        images=[(_caption(p), p.read_bytes()) for p in _pictures(tracking / "images")],
+        images=[(_caption(p), p.read_bytes()) for p in _pictures(tracking / "images", person)],
         videos=[(p.name, p.read_bytes()) for p in sorted(directory.glob("render/*.mp4"))],
         curves=_curves(tracking),
         notes=[f"{kind}: {path}" for kind, path in result["artifacts"].items()],
@@ -73,12 +80,12 @@ def _stage(stage: str, result: Mapping[str, Any]) -> StageReport:
     )
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Return the newest picture of each name, at most a handful."""
+def _pictures(folder: Path, person: str) -> list[Path]:
+    """Return the newest picture of each name, the person's first, at most a handful."""
     newest: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.png")):
         newest[_caption(path)] = path
-    return list(newest.values())[:MAX_PICTURES]
+    return sorted(newest.values(), key=lambda p: person not in p.name)[:MAX_PICTURES]
 
 
 def _caption(path: Path) -> str:
@@ -97,7 +104,7 @@ def _curves(tracking: Path) -> dict[str, list[tuple[float, float]]]:
     return {
         key: sorted(points)
         for key, points in sorted(series.items())
-        if len(points) > 1 and key.startswith(wanted)
+        if key.startswith(wanted) and len({value for _, value in points}) > 1
     }
 
 

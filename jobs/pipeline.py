@@ -49,12 +49,13 @@ def run(config: PipelineConfig, job: JobRun) -> dict[str, Any]:
             quiet=job.quiet,
         )
         artifacts |= _stage_artifacts(config, stage, results[stage])
-    report = _report.write_report(config, job, results)
+    report = _report.write_report(config, job, results, artifacts["person"])
     job.tracker.log_file(report)
     metrics = {f"time/{stage}_s": float(r["seconds"]) for stage, r in results.items()}
     metrics |= {k: v for r in results.values() for k, v in r["metrics"].items()}
     job.tracker.log_metrics(metrics, step=0)
-    return {"metrics": metrics, "artifacts": {**artifacts, "report": str(report)}}
+    paths = {kind: path for kind, path in artifacts.items() if kind not in ("person", "voice")}
+    return {"metrics": metrics, "artifacts": {**paths, "report": str(report)}}
 
 
 def _settings(config: PipelineConfig, stage: str) -> StageConfig | None:
