@@ -24,6 +24,7 @@ STAGES = {
     "tune_pti": "tuning.pti",
     "render": "render",
 }
+SHOWN = ("clips", "fits", "generator", "audio2exp", "identity", "render")
 # Settings that the pipeline fills in; the stage files need not have them.
 PLACEHOLDER = "<filled in by the pipeline>"
 
@@ -54,7 +55,7 @@ def run(config: PipelineConfig, job: JobRun) -> dict[str, Any]:
     metrics = {f"time/{stage}_s": float(r["seconds"]) for stage, r in results.items()}
     metrics |= {k: v for r in results.values() for k, v in r["metrics"].items()}
     job.tracker.log_metrics(metrics, step=0)
-    paths = {kind: path for kind, path in artifacts.items() if kind not in ("person", "voice")}
+    paths = {kind: artifacts[kind] for kind in SHOWN if kind in artifacts}
     return {"metrics": metrics, "artifacts": {**paths, "report": str(report)}}
 
 
