@@ -1,0 +1,231 @@
+"""Preprocessing: one clip end to end against a loop that detects in every frame.
+
+`python benchmarks/bench_preprocess.py [--clip talk.mp4] [--ray]`. Without a clip a 720p video of a
+moving portrait is made from a sample photograph. Every loop decodes, finds the face and its 68
+points, cuts the smoothed crop, encodes it and computes the mel; they differ in how the face is
+found: in ours landmarks lead and MTCNN looks every 25 frames; the loops run MTCNN on every frame,
+at its package's settings on the full picture (as the original tools do) or reduced as in ours.
+`--ray` adds 20 clips through Ray Data against the plain loop, start-up apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from _harness import Report, arguments, interleave, say
+
+from nfs.artifacts.units import UnitWork
+from nfs.audio.mel import melspectrogram
+from nfs.config.base import LaunchConfig
+from nfs.config.preprocess import ClipConfig
+from nfs.face.clip import ClipWork, Item
+from nfs.face.detectors import DlibDetector, MtcnnDetector
+from nfs.face.keypoints import Keypoints
+from nfs.face.protocols import Array, FaceDetector
+from nfs.media.images import read_photo, warp_affine
+from nfs.media.video import probe, read_frames
+from nfs.media.writer import VideoWriter
+from nfs.runtime import run_units
+from nfs.samples import SAMPLES, fetch_samples
+
+FPS, WIDTH, HEIGHT, SYNTHETIC_S = 25.0, 1280, 720, 3.0
+TRACKED_S, FULL_S, REDUCED_S = 4.0, 0.32, 1.2
+"""Seconds of the clip that each loop runs over; the ratios are per frame."""
+REFERENCE_EVERY = 5
+RAY_CLIPS, RAY_CLIP_S = 20, 0.6
+
+
+class EveryFrameWork(ClipWork):
+    """The detect-every-frame loop: frames in a list, a detection for each, the largest face.
+
+    Args:
+        config: Tree of `ClipConfig`.
+        detector: Runs on every frame.
+    """
+
+    def __init__(self, config: Mapping[str, Any], detector: FaceDetector) -> None:
+        super().__init__(config, melspectrogram)
+        self.detector = detector
+        self.found: Keypoints | None = None
+
+    def _find(self, item: Item) -> Keypoints:
+        frames = [image for _, image in self._read(item)]
+        points, scores = np.zeros((len(frames), 68, 2)), np.zeros(len(frames))
+        for index, image in enumerate(frames):
+            faces = self.detector.detect([image])[0]
+            if len(faces) > 0:
+                found, score = self.points.landmarks(image, faces.boxes[:1])
+                points[index], scores[index] = found[0], score[0]
+        self.found = Keypoints(points, scores > 0, scores)
+        return self.found
+
+
+class TrackedWork(ClipWork):
+    """The product, with its keypoints kept for the comparison."""
+
+    found: Keypoints | None = None
+
+    def _find(self, item: Item) -> Keypoints:
+        self.found = super()._find(item)
+        return self.found
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        ("--clip", {"type": Path, "help": "video with one clear face"}),
+        ("--ray", {"action": "store_true", "help": "20 clips through Ray Data too"}),
+        ("--repeats", {"type": int, "default": 3}),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        clip = options.clip or synthetic_clip(Path(folder))
+        info = probe(clip)
+        report = Report(
+            "preprocess",
+            {
+                "clip": clip.name if options.clip else "synthetic",
+                "size": [info.width_px, info.height_px],
+                "seconds": {"nfs": TRACKED_S, "full": FULL_S, "reduced": REDUCED_S},
+            },
+        )
+        time_loops(report, clip, options.repeats)
+        if options.ray:
+            time_ray(report, clip, Path(folder))
+    report.write(options.out)
+
+
+def synthetic_clip(folder: Path) -> Path:
+    """Write a video of a photograph that turns, shifts and scales in front of the camera."""
+    (photo,) = fetch_samples(folder, samples=[s for s in SAMPLES if s.name == "astronaut.png"])
+    image, path = read_photo(photo), folder / "moving.mp4"
+    face = np.array([222.0, 130.0])
+    with VideoWriter(path, FPS, (HEIGHT, WIDTH)) as writer:
+        for index in range(round((SYNTHETIC_S + 1) * FPS)):
+            phase = 2 * np.pi * index / FPS
+            angle, scale = 0.12 * np.sin(0.5 * phase), 2.6 + 0.2 * np.sin(0.3 * phase)
+            cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+            linear = np.array([[cosine, -sine], [sine, cosine]])
+            middle = np.array([WIDTH / 2 + 60 * np.sin(0.4 * phase), HEIGHT / 2])
+            matrix = np.column_stack([linear, middle - linear @ face])
+            square = warp_affine(image, matrix, WIDTH)
+            writer.write(np.ascontiguousarray(square[:HEIGHT]))
+    return path
+
+
+def item_of(clip: Path, seconds: float, *, start_s: float = 0.0, key: str = "clip") -> Item:
+    names = ("clip_id", "source_uri", "source_sha256", "identity_id")
+    item = {"key": key, "path": str(clip), **dict.fromkeys(names, key), "split": "train"}
+    return {**item, "start_s": start_s, "end_s": start_s + seconds}
+
+
+def time_loops(report: Report, clip: Path, repeats: int) -> None:
+    tree = ClipConfig(device="cpu").tree()
+    tracked = TrackedWork(tree, melspectrogram)
+    full = EveryFrameWork(tree, MtcnnDetector(max_side_px=1 << 20, min_face_fraction=0.0))
+    reduced = EveryFrameWork(tree, MtcnnDetector())
+    ours, whole, small = "nfs", "every frame, full size", "every frame, reduced"
+    works: dict[str, tuple[ClipWork, float]] = {
+        whole: (full, FULL_S),
+        small: (reduced, REDUCED_S),
+        ours: (tracked, TRACKED_S),
+    }
+    frames = {n: work(item_of(clip, s))["frames"].num_rows for n, (work, s) in works.items()}
+    cases: dict[str, Callable[[], object]] = {
+        name: partial(work, item_of(clip, seconds)) for name, (work, seconds) in works.items()
+    }
+    report.timings |= interleave(cases, repeats=repeats, warmup=0)
+    for name, timing in report.timings.items():
+        report.checks[f"frames/CPU-s, {name}"] = round(frames[name] / timing.cpu_median_s, 2)
+    for name, base in (("full size", whole), ("reduced", small)):
+        report.ratio(
+            f"frames/s over every frame, {name}",
+            base,
+            ours,
+            target=6.0,
+            work=(frames[base], frames[ours]),
+        )
+    compare_landmarks(report, clip, tracked, reduced, full)
+
+
+def compare_landmarks(
+    report: Report, clip: Path, tracked: TrackedWork, reduced: EveryFrameWork, full: EveryFrameWork
+) -> None:
+    """Compare with landmarks in boxes of an independent detector (dlib's HOG) on some frames."""
+    works = {"nfs": tracked, "reduced": reduced, "full size": full}
+    found = {name: work.found for name, work in works.items() if work.found is not None}
+    detector, errors = DlibDetector(), {name: [] for name in found}
+    count = len(found["reduced"].valid)
+    for index, (_, image) in enumerate(read_frames(clip, fps=FPS, end_s=REDUCED_S)):
+        if index >= count or index % REFERENCE_EVERY:
+            continue
+        faces = detector.detect([image])[0]
+        if len(faces) == 0:
+            continue
+        wanted = tracked.points.landmarks(image, faces.boxes[:1])[0][0]
+        for name, keypoints in found.items():
+            if index < len(keypoints.valid) and keypoints.valid[index]:
+                errors[name].append(nme_percent(keypoints.landmarks[index], wanted))
+    shortest = min(len(keypoints.valid) for keypoints in found.values())
+    for name, values in errors.items():
+        report.checks[f"NME % to dlib's boxes, {name}"] = round(float(np.mean(values)), 3)
+        points = found[name].landmarks[:shortest]
+        shake = np.linalg.norm(np.diff(points, n=2, axis=0), axis=-1).mean()
+        report.checks[f"jitter px, {name}"] = round(float(shake), 3)
+        report.checks[f"frames with a face, {name}"] = float(found[name].valid.mean())
+
+
+def nme_percent(points: Array, wanted: Array) -> float:
+    """Return the mean distance of landmarks `[68, 2]` by the distance of the eyes' centres."""
+    eyes = np.linalg.norm(wanted[42:48].mean(axis=0) - wanted[36:42].mean(axis=0))
+    return float(100 * np.linalg.norm(points - wanted, axis=-1).mean() / eyes)
+
+
+def time_ray(report: Report, clip: Path, folder: Path) -> None:
+    """CPU-seconds of all processes between the first and the last of 20 clips, one worker."""
+    starts = np.linspace(0, max(0.0, TRACKED_S - RAY_CLIP_S), RAY_CLIPS)
+    make: Callable[[], UnitWork] = partial(
+        ClipWork, ClipConfig(device="cpu").tree(), melspectrogram
+    )
+    cpu: dict[str, list[float]] = {"local": [], "ray": []}
+    for turn in range(2):
+        for kind in cpu:
+            items = [
+                item_of(clip, RAY_CLIP_S, start_s=float(start), key=f"{kind}{turn}-{index:02d}")
+                for index, start in enumerate(starts)
+            ]
+            done: list[float] = []
+            run_units(
+                items,
+                make,
+                str(folder / f"{kind}{turn}"),
+                LaunchConfig(kind=kind, num_workers=1),
+                lambda _, done=done: done.append(cpu_of_all_processes()),
+                primary=ClipWork.primary,
+            )
+            cpu[kind].append(done[-1] - done[0])
+            say(f"{RAY_CLIPS} clips, {kind}: {cpu[kind][-1]:.2f} CPU-s between first and last")
+    report.checks["CPU-s between first and last of 20 clips"] = cpu
+    overhead = min(cpu["ray"]) / min(cpu["local"]) - 1
+    report.checks["Ray Data's overhead (wanted < 0.10)"] = round(overhead, 3)
+
+
+def cpu_of_all_processes() -> float:
+    """CPU-seconds of this process and its living descendants (Ray's daemons and workers)."""
+    own = psutil.Process()
+    total = 0.0
+    for process in [own, *own.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = process.cpu_times()
+            total += used.user + used.system
+    return total
+
+
+if __name__ == "__main__":
+    main()
