@@ -52,7 +52,7 @@ class ConvLayer(nn.Module):
         output = self.conv_block(features)
         if self.residual:
             output = output + features
-        return output.relu()
+        return output.relu_()
 
 
 class AudioEncoder(nn.Sequential):
