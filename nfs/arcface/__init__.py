@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nfs.arcface import margins, verification
     from nfs.arcface.backbones import build_backbone
+    from nfs.arcface.identity import ArcfaceIdentity
     from nfs.arcface.partial_fc import PartialFC
     from nfs.arcface.row_optimizers import RowAdamW, RowSGD
 
 _HOMES = {
+    "ArcfaceIdentity": "identity",
     "PartialFC": "partial_fc",
     "RowAdamW": "row_optimizers",
     "RowSGD": "row_optimizers",
@@ -20,7 +22,15 @@ _HOMES = {
 }
 _MODULES = ("margins", "verification")
 
-__all__ = ["PartialFC", "RowAdamW", "RowSGD", "build_backbone", "margins", "verification"]
+__all__ = [
+    "ArcfaceIdentity",
+    "PartialFC",
+    "RowAdamW",
+    "RowSGD",
+    "build_backbone",
+    "margins",
+    "verification",
+]
 
 
 def __getattr__(name: str) -> object:

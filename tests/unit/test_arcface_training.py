@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from jobs._launch import run_command
-from nfs.arcface import build_backbone
+from nfs.arcface import ArcfaceIdentity, build_backbone
 from nfs.arcface.augment import augment, turn_hue
 from nfs.arcface.backbones import NAMES, BackboneOptions
 from nfs.arcface.builders import build_margin, build_optimizer, total_samples
 from nfs.arcface.datasets import FaceImages, SyntheticSource, align_face, find_validation
-from nfs.arcface.export import load_backbone
+from nfs.arcface.export import export_onnx, load_backbone
 from nfs.arcface.iresnet import IResNet
 from nfs.arcface.loss_scale import LossScale
 from nfs.arcface.original import read_pickled, read_training
@@ -23,6 +23,7 @@ from nfs.arcface.records import write_face_records
 from nfs.config.train_arcface import AugmentConfig, TrainArcfaceConfig
 from nfs.errors import ArtifactError, ConfigError, InputError, NonFiniteError
 from nfs.face.align import ARCFACE_TEMPLATE_INDEX
+from nfs.perceptual.protocol import IdentityEmbedding
 from nfs.pretrained import load_original
 from tests.arcface_ranks import make_task, steps
 from tests.unit.test_arcface_records import picture
@@ -272,7 +273,29 @@ def test_job_trains_on_records_and_exports(tmp_path, monkeypatch):
     assert result["metrics"]["train/samples_seen"] == 16
     model = load_backbone(result["artifacts"]["checkpoint"])
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+    identity = ArcfaceIdentity.from_checkpoint(result["artifacts"]["checkpoint"])
+    assert isinstance(identity, IdentityEmbedding)
+    crops = torch.rand(2, 3, 64, 64, requires_grad=True)
+    identity.embed(crops)[:, 0].sum().backward()
+    assert crops.grad.abs().sum() > 0
+    torch.testing.assert_close(identity.similarity(crops, crops), torch.ones(2))
     with pytest.raises(ArtifactError, match=r"model\.json"):
         load_backbone(tmp_path)
     tuned = [f"backbone.init={result['artifacts']['checkpoint']}", "--run-name", "b"]
     assert run_command("train_arcface", SCHEMA, [*arguments, *tuned]) == 0
+
+
+def test_onnx_has_a_dynamic_batch(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = build_backbone("mbf", 16, BackboneOptions(image_size_px=32)).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.running_var.fill_(0.1)
+    export_onnx(model, tmp_path / "m.onnx", 32)
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
+    for count in (1, 3):
+        images = torch.randn(count, 3, 32, 32)
+        (found,) = session.run(None, {"data": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(images))
