@@ -289,13 +289,11 @@ def test_onnx_has_a_dynamic_batch(tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model = build_backbone("mbf", 16, BackboneOptions(image_size_px=32)).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
-            module.running_var.fill_(0.1)
     export_onnx(model, tmp_path / "m.onnx", 32)
     session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
     for count in (1, 3):
         images = torch.randn(count, 3, 32, 32)
         (found,) = session.run(None, {"data": images.numpy()})
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(found), model(images))
+            expected = model(images).numpy()
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
