@@ -32,7 +32,7 @@ def centres(directory: Path) -> torch.Tensor:
     return join_shards(states[-1])
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(580)
 def test_killed_worker_and_another_world_size_goes_on(tmp_path):
     fit(tmp_path / "whole", LaunchConfig(kind="local"))
     whole = join_shards(LocalContext(tmp_path / "whole", NullTracker()).latest())
