@@ -94,7 +94,7 @@ def fit_reference_map(
         targets.append(teacher(expression, reference)[:, 0].numpy().astype(np.float64))
         references.append(reference.numpy().astype(np.float64))
     features, values = np.concatenate(references), np.concatenate(targets)
-    weight = _ridge(features, values, (_MAP_RIDGE,))[0]
+    weight = ridge_weights(features, values, (_MAP_RIDGE,))[0]
     return ReferenceMap(weight.T, values.mean(0) - features.mean(0) @ weight)
 
 
@@ -117,21 +117,21 @@ def fit_ridge(
         lip_basis: [L, 3, 64] in mm, the measure for the choice.
         max_frames: Evenly spaced frames used at most.
     """
-    features, offsets = _training_frames(spans, reader, silent, max_frames)
+    features, offsets = training_frames(spans, reader, silent, max_frames)
     flat = lip_basis.reshape(-1, lip_basis.shape[-1]).astype(np.float64)
     metric = flat.T @ flat
     inner = max(2, int(_INNER_TRAIN_SHARE * len(features)))
     feature_mean, mean = features[:inner].mean(0), offsets[:inner].mean(0)
     errors = []
-    for weight in _ridge(features[:inner], offsets[:inner], _RIDGE_GRID):
+    for weight in ridge_weights(features[:inner], offsets[:inner], _RIDGE_GRID):
         left = offsets[inner:] - mean - (features[inner:] - feature_mean) @ weight
         errors.append(float(np.einsum("ni,ij,nj->", left, metric, left)))
     best = _RIDGE_GRID[int(np.argmin(errors))]
-    weight = _ridge(features, offsets, (best,))[0]
+    weight = ridge_weights(features, offsets, (best,))[0]
     return LinearBaseline(silent, features.mean(0), weight, offsets.mean(0), best)
 
 
-def _ridge(
+def ridge_weights(
     features: NDArray[np.float64], values: NDArray[np.float64], ridges: Sequence[float]
 ) -> list[NDArray[np.float64]]:
     """Return the weights [D, 64] of centred ridge regression for each regularisation."""
@@ -156,9 +156,10 @@ def _principal_axes(
     return values, centred.T @ left / np.sqrt(count * values)
 
 
-def _training_frames(
+def training_frames(
     spans: Sequence[Span], reader: ClipReader, silent: ReferenceMap, max_frames: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return flattened mel windows [N, 1280] and what the silent guess misses [N, 64]."""
     chosen, step = _some(spans, max_frames)
     features, offsets = [], []
     for span in chosen:

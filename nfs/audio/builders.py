@@ -11,13 +11,15 @@ import torch
 from nfs.artifacts import read_manifest
 from nfs.audio.audio2exp import NUM_EXPRESSION, Audio2Exp
 from nfs.audio.augment import Augmentation
-from nfs.audio.baselines import ReferenceMap, fit_reference_map
+from nfs.audio.baselines import ReferenceMap, fit_reference_map, training_frames
 from nfs.audio.clip_index import ClipReader, index_clips
 from nfs.audio.dataset import SpeechWindows, Split, split_clips
 from nfs.audio.face_basis import FaceBasis, Teacher, direct_teacher, load_face_basis, raw_teacher
 from nfs.audio.losses import LossWeights
+from nfs.audio.mel import WINDOW_COLUMNS
 from nfs.audio.original import load_audio2exp, load_wav2lip_encoder
 from nfs.audio.task import Audio2ExpTask, HeldOutData, OptimizerSettings
+from nfs.audio.warm_start import start_from_features
 from nfs.config.train_audio2exp import AugmentConfig, TrainAudio2expConfig
 from nfs.errors import ArtifactError, ConfigError
 from nfs.pretrained import read_state_dict
@@ -53,8 +55,11 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
     teacher = build_teacher(config, basis)
     rng = np.random.default_rng(derive_seed("reference_map", config.seed))
     silent = fit_reference_map(split.train, reader, teacher, rng, _MAP_FRAMES)
+    model = build_model(config, silent)
+    if config.init.kind == "scratch" and config.init.warm_start:
+        facts["ridge"] = warm_start(model, split, reader, silent, basis)
     task = Audio2ExpTask(
-        build_model(config, silent),
+        model,
         basis=basis,
         teacher=teacher,
         weights=LossWeights(**config.loss.tree()),
@@ -119,6 +124,16 @@ def build_model(config: TrainAudio2expConfig, silent: ReferenceMap) -> Audio2Exp
     return model
 
 
+def warm_start(
+    model: Audio2Exp, split: Split, reader: ClipReader, silent: ReferenceMap, basis: FaceBasis
+) -> float:
+    """Start the output layer from the training stretches; return the chosen regularisation."""
+    flat, offsets = training_frames(split.train, reader, silent, _MAP_FRAMES)
+    windows = torch.from_numpy(flat.astype(np.float32)).unflatten(1, (-1, WINDOW_COLUMNS))
+    lips = basis.lips.double().numpy().reshape(-1, NUM_EXPRESSION)
+    return start_from_features(model, windows, offsets, lips.T @ lips)
+
+
 def load_checkpoint(directory: str | Path, *, ema: bool = True) -> Audio2Exp:
     """Return a trained Audio2Exp in eval mode from a checkpoint directory.
 
@@ -152,10 +167,11 @@ def build_augmentation(config: AugmentConfig) -> Augmentation:
 
 def _optimizer(config: TrainAudio2expConfig) -> OptimizerSettings:
     init = None if config.init.kind == "scratch" else config.init
+    warm = config.init.kind == "scratch" and config.init.warm_start
     return OptimizerSettings(
         **config.optimizer.model_dump(),
         total_samples=config.total_samples,
         batch_size=config.batch_size,
-        freeze_norm=init is not None and init.freeze_norm,
+        freeze_norm=warm or (init is not None and init.freeze_norm),
         freeze_encoder=init is not None and init.freeze_encoder,
     )

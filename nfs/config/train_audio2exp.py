@@ -10,9 +10,12 @@ from nfs.config.base import Config, JobConfig
 
 
 class ScratchInit(Config):
-    """Random encoder; the output layer starts at the best guess without audio."""
+    """Random encoder; the output layer starts at the best guess without audio, or with it."""
 
     kind: Literal["scratch"] = "scratch"
+    warm_start: bool = False
+    """Start the output layer at ridge regression from the random encoder's features, and keep the
+    BatchNorm statistics of the data: for seconds to minutes of speech."""
 
 
 class CheckpointInit(Config):
