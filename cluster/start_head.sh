@@ -17,6 +17,14 @@ fi
 chmod 600 "$RAY_AUTH_TOKEN_PATH"
 "$(dirname "$python")/ray" start --head --port="$port" --dashboard-host=127.0.0.1 \
     --dashboard-port="$dashboard" --disable-usage-stats "$@" >&2
+# The head answers before its job agent does; a submission in between is refused.
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard
+for attempt in $(seq 60); do
+    "$(dirname "$python")/ray" job submit --no-wait --submission-id "nfs-ready-$attempt" -- true \
+        > /dev/null 2>&1 && break
+    [ "$attempt" -lt 60 ] || { echo "start_head: no job agent after a minute; see /tmp/ray" >&2; exit 1; }
+    sleep 1
+done
 cat <<END
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH
