@@ -19,10 +19,13 @@ chmod 600 "$RAY_AUTH_TOKEN_PATH"
     --dashboard-port="$dashboard" --disable-usage-stats "$@" >&2
 # The head answers before its job agent does; a submission in between is refused.
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard
-for attempt in $(seq 60); do
-    "$(dirname "$python")/ray" job submit --no-wait --submission-id "nfs-ready-$attempt" -- true \
-        > /dev/null 2>&1 && break
-    [ "$attempt" -lt 60 ] || { echo "start_head: no job agent after a minute; see /tmp/ray" >&2; exit 1; }
+SECONDS=0
+until "$(dirname "$python")/ray" job submit --no-wait -- true > /dev/null 2>&1; do
+    if [ "$SECONDS" -gt 60 ]; then
+        echo "start_head: no job agent after a minute; a second cluster on this machine needs" \
+            "--dashboard-agent-listen-port=PORT; logs are in /tmp/ray" >&2
+        exit 1
+    fi
     sleep 1
 done
 cat <<END

@@ -34,6 +34,8 @@ def head(repository, tmp_path):
     }
     mark = f"nfs_test_{port}"
     command = ["bash", "cluster/start_head.sh", "--num-cpus=2", "--object-store-memory=150000000"]
+    # The session's cluster has an agent on the default port.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     command += [f"--labels=test={mark}", f"--temp-dir=/tmp/{mark}"]
     out = subprocess.run(command, cwd=repository, env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
