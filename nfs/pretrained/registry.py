@@ -20,7 +20,7 @@ _ARCFACE = (
 # so that this floor stays below the families.
 FAMILIES: dict[str, str] = {
     "stylenerf/generator": "nfs.stylenerf.original:load_generator",
-    "stylenerf/discriminator": "nfs.stylenerf.original:load_discriminator",
+    "stylenerf/discriminator": "nfs.stylenerf.original_discriminator:load_discriminator",
     "audio2exp": "nfs.audio.original:load_audio2exp",
     **{f"arcface/{name}": f"nfs.arcface.original:load_{name}" for name in _ARCFACE},
 }

@@ -8,13 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfs.errors import InputError
-from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.generator import Generator
-from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
+from nfs.stylenerf.original_weights import (
+    check_fixed,
+    learned,
+    load_weights,
+    renamed,
+    required,
+)
+from nfs.stylenerf.spec import CameraPrior, GeneratorSpec
 
 _GENERATOR_NAMES = [
     (r"mapping\.fc(\d+)\.", r"mapping_network.layers.\1."),
@@ -34,11 +39,6 @@ _BLOCK_NAMES = [
     (r"\.adapter\.0\.", ".upsample.squeeze."),
     (r"\.adapter\.1\.", ".upsample.expand."),
     (r"^(upsampler\..*)\.w_avg$", r"\1.magnitude"),
-]
-_DISCRIMINATOR_NAMES = [
-    (r"^b4\.", "epilogue."),
-    (r"^b(\d+)\.", r"blocks.\1."),
-    (r"\.fromrgb\.", ".from_rgb."),
 ]
 # Value that an option must have where ours has no alternative yet (dotted original name).
 _GENERATOR_FIXED: dict[str, object] = {
@@ -94,15 +94,6 @@ _ORIGINAL_DEFAULTS: dict[str, object] = {
     "inverse_sphere": False,
     "predict_rgb": False,
 }
-_DISCRIMINATOR_FIXED: dict[str, object] = {
-    "c_dim": 0,
-    "img_channels": 3,
-    "architecture": "skip",
-    "dual_discriminator": False,
-    "dual_input_ratio": None,
-    "predict_camera": False,
-    "saperate_camera": False,
-}
 
 
 def load_generator(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Generator:
@@ -115,31 +106,28 @@ def load_generator(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] |
     Raises:
         InputError: Unsupported option, unknown or missing name, wrong shape, non-finite value.
     """
-    generator = Generator(generator_spec(_required(config, "generator")))
-    _load(generator, {generator_name(k): v for k, v in _kept(state_dict).items()}, "generator")
+    generator = Generator(generator_spec(required(config, "generator")))
+    load_weights(
+        generator, {generator_name(k): v for k, v in learned(state_dict).items()}, "generator"
+    )
     return generator.eval()
-
-
-def load_discriminator(
-    state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None
-) -> Discriminator:
-    """Return our discriminator with original weights; as `load_generator`."""
-    discriminator = Discriminator(discriminator_spec(_required(config, "discriminator")))
-    renamed = {_renamed(k, _DISCRIMINATOR_NAMES): v for k, v in _kept(state_dict).items()}
-    _load(discriminator, renamed, "discriminator")
-    return discriminator.eval()
 
 
 def generator_spec(config: Mapping[str, Any]) -> GeneratorSpec:
     """Translate the original generator's keyword arguments (defaults are the classes' own)."""
-    _check_fixed(config, _GENERATOR_FIXED)
+    check_fixed(config, _GENERATOR_FIXED, defaults=_ORIGINAL_DEFAULTS)
     synthesis = config["synthesis_kwargs"]
     mapping = config.get("mapping_kwargs", {})
     camera, renderer = synthesis.get("camera_kwargs", {}), synthesis.get("renderer_kwargs", {})
     foreground = synthesis.get("foreground_kwargs", {})
     background = synthesis.get("background_kwargs", {})
     for name, kwargs in (("foreground_kwargs", foreground), ("background_kwargs", background)):
-        _check_fixed(kwargs, _FIELD_FIXED, prefix=f"synthesis_kwargs.{name}.")
+        check_fixed(
+            kwargs,
+            _FIELD_FIXED,
+            defaults=_ORIGINAL_DEFAULTS,
+            prefix=f"synthesis_kwargs.{name}.",
+        )
     feature_dim = synthesis.get("rgb_out_dim", 256)
     if synthesis.get("rgb_out_dim_bg", feature_dim) != feature_dim:
         raise InputError("generator option rgb_out_dim_bg differs from rgb_out_dim: not supported")
@@ -184,96 +172,16 @@ def generator_spec(config: Mapping[str, Any]) -> GeneratorSpec:
     )
 
 
-def discriminator_spec(config: Mapping[str, Any]) -> DiscriminatorSpec:
-    """Translate the original discriminator's keyword arguments."""
-    _check_fixed(config, _DISCRIMINATOR_FIXED)
-    epilogue = config.get("epilogue_kwargs", {})
-    return DiscriminatorSpec(
-        img_resolution=int(config["img_resolution"]),
-        channel_base=float(config.get("channel_base", 1)),
-        channel_max=int(config.get("channel_max", 512)),
-        conv_clamp=config.get("conv_clamp"),
-        mbstd_group_size=epilogue.get("mbstd_group_size", 4),
-        mbstd_num_channels=epilogue.get("mbstd_num_channels", 1),
-        progressive=bool(config.get("progressive", False)),
-        lowres_head=config.get("lowres_head"),
-    )
-
-
 def _pair(values: Any) -> tuple[float, float]:
     low, high = values
     return float(low), float(high)
 
 
-def _required(config: Mapping[str, Any] | None, what: str) -> Mapping[str, Any]:
-    if not config or "img_resolution" not in config:
-        raise InputError(
-            f"an original {what} needs config=: its keyword arguments, with img_resolution"
-        )
-    return config
-
-
-def _check_fixed(config: Mapping[str, Any], fixed: Mapping[str, object], prefix: str = "") -> None:
-    for dotted, expected in fixed.items():
-        *parents, leaf = dotted.split(".")
-        section = config
-        for part in parents:
-            section = section.get(part) or {}
-        value = section.get(leaf, _ORIGINAL_DEFAULTS.get(leaf, expected))
-        if value != expected:
-            raise InputError(
-                f"original option {prefix}{dotted}={value!r} is not supported yet; "
-                f"this version reads {expected!r}"
-            )
-
-
-def _kept(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what is not learned: the constant FIR taps and the growth stage at saving time."""
-    return {
-        name: value
-        for name, value in state_dict.items()
-        if not name.endswith("resample_filter") and name.rsplit(".", 1)[-1] != "alpha"
-    }
-
-
-def _renamed(name: str, table: list[tuple[str, str]]) -> str:
-    for pattern, replacement in table:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def generator_name(name: str) -> str:
     """Return our name of an original generator tensor."""
-    name = _renamed(name, _GENERATOR_NAMES)
+    name = renamed(name, _GENERATOR_NAMES)
     if not name.startswith(("foreground.", "background.")):
-        return _renamed(name, _BLOCK_NAMES)
+        return renamed(name, _BLOCK_NAMES)
     # The original counts hidden layers after the first, ours count all.
     name = re.sub(r"\.blocks\.(\d+)\.", lambda m: f".layers.{int(m[1]) + 1}.", name)
-    return _renamed(name, _FIELD_NAMES)
-
-
-def _load(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    ours = module.state_dict()
-    missing, unknown = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
-    if missing or unknown:
-        raise InputError(
-            f"original {what} does not fit its configuration: missing {missing[:5]}, "
-            f"unknown {unknown[:5]} ({len(missing)} and {len(unknown)} in all)"
-        )
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise InputError(
-                f"original {what}: {name} holds NaN or infinity; the training run that wrote it "
-                "was damaged (an early snapshot may be intact)"
-            )
-        squeezed = value.reshape(value.shape[:2]) if _is_pointwise(value, ours[name]) else value
-        if squeezed.shape != ours[name].shape:
-            raise InputError(
-                f"original {what}: {name} is {list(value.shape)}, expected {list(ours[name].shape)}"
-            )
-        weights[name] = squeezed
-    module.load_state_dict(weights, strict=True)
-
-
-def _is_pointwise(value: Tensor, ours: Tensor) -> bool:
-    return value.ndim == 4 and ours.ndim == 2 and tuple(value.shape[2:]) == (1, 1)
+    return renamed(name, _FIELD_NAMES)

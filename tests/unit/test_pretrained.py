@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from nfs.errors import InputError
 from nfs.pretrained import load_original, read_state_dict
-from nfs.stylenerf.original import discriminator_spec, generator_spec
+from nfs.stylenerf.original import generator_spec
+from nfs.stylenerf.original_discriminator import discriminator_spec
 
 D_CONFIG = {"img_resolution": 8, "channel_base": 0.002, "architecture": "skip"}
 G_CONFIG = {
