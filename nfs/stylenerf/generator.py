@@ -18,10 +18,12 @@ from nfs.geometry.cameras import orbit_cameras
 from nfs.geometry.rays import camera_rays, pixel_grid
 from nfs.stylenerf.field import RGB_CHANNELS, BackgroundField, ForegroundField
 from nfs.stylenerf.mapping import MappingNetwork
+from nfs.stylenerf.path_regularizer import StridedPixels, path_loss, strided_pixels
 from nfs.stylenerf.rendering import (
     ForegroundQuery,
     PointWarp,
     RayResult,
+    RaySamples,
     RenderDraws,
     Sampling,
     render_background,
@@ -53,6 +55,10 @@ class RenderOptions:
     """Changes the feature map and the low-resolution image just before the 2-D blocks."""
     num_samples: int | None = None
     """Foreground samples per ray and pass, instead of the generator's number."""
+    path_pixels: int = 0
+    """Pixels per side of the path regulariser in training; 0: no regulariser."""
+    path_fade: bool = False
+    """Fade the regulariser's colours as the image fades; the original does not (Q13)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ class Rendering:
     """`[B, N, S]` normalised."""
     depths_fine: Tensor
     """`[B, N, S]` normalised."""
+    ws: Tensor
+    """`[B, num_ws, w_dim]` the styles."""
+    path_loss: Tensor | None = None
+    """`[B]` path regulariser, where asked for and more than the first resolution is active."""
 
 
 class Generator(nn.Module):
@@ -218,11 +228,19 @@ class Generator(nn.Module):
         options = options or RenderOptions()
         self._check(ws, cam2world, background_code)
         active = self.stage(options.alpha)
-        size = active.field_resolution
-        result = self._render_rays(
-            ws, cam2world, background_code, size=size, options=options, draws=draws or RenderDraws()
-        )
+        size, draws = active.field_resolution, draws or RenderDraws()
         batch = len(ws)
+        strided = self._strided_pixels(options, draws, batch, active)
+        result = self._render_rays(
+            ws,
+            cam2world,
+            background_code,
+            pixels=self._pixels(size, strided),
+            keep=0 if strided is None else strided.index.shape[1],
+            options=options,
+            draws=draws,
+        )
+        samples, result = result.samples, result.first(size * size)
         maps = result.features.transpose(1, 2).reshape(batch, -1, size, size)
         image_low, features = maps[:, :RGB_CHANNELS], maps[:, RGB_CHANNELS:]
         if options.edit_features is not None:
@@ -244,6 +262,8 @@ class Generator(nn.Module):
             depths=result.depths,
             depths_coarse=result.depths_coarse,
             depths_fine=result.depths_fine,
+            ws=ws,
+            path_loss=self._path_loss(samples, ws, (image, strided), active, options),
         )
 
     def forward(
@@ -300,12 +320,12 @@ class Generator(nn.Module):
         cam2world: Tensor,
         background_code: Tensor,
         *,
-        size: int,
+        pixels: Tensor,
+        keep: int,
         options: RenderOptions,
         draws: RenderDraws,
     ) -> RayResult:
         spec = self.spec
-        pixels = pixel_grid(size, device=cam2world.device)
         rays = camera_rays(pixels, cam2world, fov_deg=spec.fov_deg)
         point_warp = options.point_warp
         query = ForegroundQuery(
@@ -315,16 +335,17 @@ class Generator(nn.Module):
             depth_range=spec.depth_range,
             warp=None if point_warp is None else lambda points: point_warp(points, cam2world),
         )
-        features, weights, (merged, coarse, fine) = render_foreground(
+        features, weights, (merged, coarse, fine), samples = render_foreground(
             query,
             num_samples=options.num_samples or spec.num_samples,
-            depths=self._injected_depths(options, len(ws), size * size),
+            depths=self._injected_depths(options, len(ws), pixels.shape[-2]),
             draws=draws,
             training=self.training,
+            keep=keep,
         )
         if options.background_cam2world is not None:
             rays = camera_rays(pixels, options.background_cam2world, fov_deg=spec.fov_deg)
-        behind, background_weights = render_background(
+        behind, background_weights, behind_samples = render_background(
             self.background,
             rays,
             background_code,
@@ -336,7 +357,10 @@ class Generator(nn.Module):
             ),
             draws=draws,
             training=self.training,
+            keep=keep,
         )
+        if samples is not None and behind_samples is not None:
+            samples = samples.followed_by(behind_samples, weights.transmittance[:, -keep:])
         return RayResult(
             features=features + weights.transmittance[..., None] * behind,
             weights=weights.weights,
@@ -345,7 +369,41 @@ class Generator(nn.Module):
             depths=merged,
             depths_coarse=coarse,
             depths_fine=fine,
+            samples=samples,
         )
+
+    def _strided_pixels(
+        self, options: RenderOptions, draws: RenderDraws, batch: int, active: Stage
+    ) -> StridedPixels | None:
+        wanted = self.training and options.path_pixels > 0
+        if not wanted or active.image_resolution == self.spec.resolution_start:
+            return None
+        uniforms = draws.path_offsets
+        if uniforms is None:
+            uniforms = torch.rand(batch, 2, device=self.w_avg.device)
+        return strided_pixels(active.image_resolution, options.path_pixels, uniforms)
+
+    def _pixels(self, size: int, strided: StridedPixels | None) -> Tensor:
+        pixels = pixel_grid(size, device=self.w_avg.device)
+        if strided is None:
+            return pixels
+        everywhere = pixels.expand(len(strided.index), -1, 2)
+        return torch.cat([everywhere, strided.coordinates], dim=1)
+
+    def _path_loss(
+        self,
+        samples: RaySamples | None,
+        ws: Tensor,
+        target: tuple[Tensor, StridedPixels | None],
+        active: Stage,
+        options: RenderOptions,
+    ) -> Tensor | None:
+        image, strided = target
+        if samples is None or strided is None:
+            return None
+        ws = ws[:, self.num_field_ws :]
+        fade = active.fade if options.path_fade else None
+        return path_loss(self.upsampler, samples, ws, (image, strided), fade=fade)
 
     @staticmethod
     def _injected_depths(

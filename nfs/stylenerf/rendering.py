@@ -5,7 +5,7 @@ Steps: spec/stylenerf.md 2.5.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -39,6 +39,26 @@ class RenderDraws:
     """`[B, N, Sb]` uniforms of the background depths."""
     sigma_noise_background: Tensor | None = None
     """`[B, N, Sb]`."""
+    path_offsets: Tensor | None = None
+    """`[B, 2]` uniforms that shift the pixels of the path regulariser (`RenderOptions`)."""
+
+
+@dataclass(frozen=True)
+class RaySamples:
+    """Samples of some rays one by one, along the ray, not composited."""
+
+    features: Tensor
+    """`[B, K, S, 3 + C]`: colour, then features."""
+    weights: Tensor
+    """`[B, K, S]` share of each sample in its ray."""
+
+    def followed_by(self, behind: "RaySamples", transmittance: Tensor) -> "RaySamples":
+        """Return these samples and then those behind them, seen through `transmittance [B, K]`."""
+        weights = behind.weights * transmittance[..., None]
+        return RaySamples(
+            torch.cat([self.features, behind.features], dim=2),
+            torch.cat([self.weights, weights], dim=2),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,13 @@ class RayResult:
     """`[B, N, S]` normalised, ascending."""
     depths_fine: Tensor
     """`[B, N, S]` normalised."""
+    samples: RaySamples | None = None
+    """Samples of the last rays one by one, where asked for."""
+
+    def first(self, count: int) -> "RayResult":
+        """Return the first `count` rays, without samples."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}
+        return RayResult(**{name: value[:, :count] for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -126,6 +153,11 @@ class ForegroundQuery:
         return _Pass(depths, hidden.reshape(batch, rays, samples, -1), relu(sigma))
 
 
+def _per_ray(values: Tensor, num_rays: int) -> Tensor:
+    """Reshape `[B, K * S, C]` to `[B, K, S, C]`."""
+    return values.reshape(len(values), num_rays, -1, values.shape[-1])
+
+
 def _composite(weights: Tensor, hidden: Tensor) -> Tensor:
     """Weighted sum over samples: `[B, N, S]` and `[B, N, S, H]` to `[B, N, H]`."""
     return (weights[..., None, :] @ hidden)[..., 0, :]
@@ -165,11 +197,13 @@ def render_background(
     sampling: Sampling,
     draws: RenderDraws,
     training: bool,
-) -> tuple[Tensor, Tensor]:
+    keep: int = 0,
+) -> tuple[Tensor, Tensor, RaySamples | None]:
     """Render everything outside the unit sphere.
 
     Returns:
-        Features `[B, N, 3 + C]` and weights `[B, N, Sb]` that sum to 1.
+        Features `[B, N, 3 + C]`, weights `[B, N, Sb]` that sum to 1, and the samples of the last
+        `keep` rays, if any.
     """
     batch, num_rays, _ = rays.directions.shape
     samples = sampling.num_background_samples
@@ -186,7 +220,10 @@ def render_background(
     weights = volume.ray_weights(sigma, depths, scale=1.0, last=volume.OPAQUE).weights
     hidden = hidden.reshape(batch, num_rays, samples, -1)
     features = field.features(_composite(weights, hidden), weights.sum(dim=-1))
-    return features, weights
+    if not keep:
+        return features, weights, None
+    apart = field.features(hidden[:, -keep:].flatten(1, 2))
+    return features, weights, RaySamples(_per_ray(apart, keep), weights[:, -keep:])
 
 
 def render_foreground(
@@ -196,7 +233,8 @@ def render_foreground(
     depths: tuple[Tensor, Tensor] | None,
     draws: RenderDraws,
     training: bool,
-) -> tuple[Tensor, volume.RayWeights, tuple[Tensor, Tensor, Tensor]]:
+    keep: int = 0,
+) -> tuple[Tensor, volume.RayWeights, tuple[Tensor, Tensor, Tensor], RaySamples | None]:
     """Render the foreground with both passes.
 
     Args:
@@ -205,9 +243,11 @@ def render_foreground(
         depths: Injected normalised depths (coarse, fine), or None to choose them.
         draws: Random numbers for training.
         training: Jitter depths and add noise to the density.
+        keep: Last rays whose samples are wanted one by one.
 
     Returns:
-        Features `[B, N, 3 + C]`, weights in sorted order, and (sorted, coarse, fine) depths.
+        Features `[B, N, 3 + C]`, weights in sorted order, (sorted, coarse, fine) depths, and the
+        samples of the last `keep` rays, if any.
     """
     scale = query.rays.directions.norm(dim=-1, keepdim=True)
     if depths is None:
@@ -233,4 +273,10 @@ def render_foreground(
     coarse_weights = unsorted[..., chosen.shape[-1] :]
     hidden = _composite(fine_weights, fine.hidden) + _composite(coarse_weights, coarse.hidden)
     features = query.field.features(hidden, query.ws, result.weights.sum(dim=-1))
-    return features, result, (merged, start, chosen)
+    samples = None
+    if keep:
+        apart = torch.cat([fine.hidden[:, -keep:], coarse.hidden[:, -keep:]], dim=2)
+        where = order[:, -keep:, :, None].expand(-1, -1, -1, apart.shape[-1])
+        apart = query.field.features(apart.gather(2, where).flatten(1, 2), query.ws)
+        samples = RaySamples(_per_ray(apart, keep), result.weights[:, -keep:])
+    return features, result, (merged, start, chosen), samples

@@ -90,8 +90,11 @@ class SynthesisLayer(nn.Module):
         self.magnitude_beta = magnitude_beta
         self.register_buffer("magnitude", torch.ones(()))
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Map `[B, I, R, R]` with styles `w [B, w_dim]` to `[B, O, R, R]` or twice the size."""
+    def forward(self, x: Tensor, w: Tensor, *, double: bool = True) -> Tensor:
+        """Map `[B, I, R, R]` with styles `w [B, w_dim]` to `[B, O, R, R]` or twice the size.
+
+        Without `double` the size stays, also of a layer that would double it.
+        """
         if self.training:
             with torch.no_grad():
                 mean_square = x.float().square().mean()
@@ -99,7 +102,7 @@ class SynthesisLayer(nn.Module):
         weight = demodulated(self.weight, self.affine(w)) * self.magnitude.rsqrt()
         batch, _, height, width = x.shape
         x = torch.bmm(weight, x.flatten(2)).reshape(batch, -1, height, width)
-        if self.upsample is not None:
+        if self.upsample is not None and double:
             x = self.upsample(x)
         return scaled_lrelu(x + self.bias[:, None, None], clamp=self.clamp)
 
@@ -161,11 +164,17 @@ class SynthesisBlock(nn.Module):
         )
         self.to_rgb = ToRgb(out_channels, w_dim, clamp=clamp)
 
-    def forward(self, x: Tensor, image: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
-        """Double `x [B, I, R, R]` and `image [B, 3, R, R]` with `ws [B, 3, w_dim]`."""
-        x = self.conv0(x, ws[:, 0])
+    def forward(
+        self, x: Tensor, image: Tensor, ws: Tensor, *, double: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Double `x [B, I, R, R]` and `image [B, 3, R, R]` with `ws [B, 3, w_dim]`.
+
+        Without `double` both keep their size.
+        """
+        x = self.conv0(x, ws[:, 0], double=double)
         x = self.conv1(x, ws[:, 1])
-        return x, fir_upsample(image) + self.to_rgb(x, ws[:, 2])
+        image = fir_upsample(image) if double else image
+        return x, image + self.to_rgb(x, ws[:, 2])
 
 
 class Upsampler(nn.Module):
@@ -206,7 +215,9 @@ class Upsampler(nn.Module):
         )
         self.num_ws = SynthesisBlock.num_layer_ws * len(resolutions) + 1 if resolutions else 0
 
-    def forward(self, x: Tensor, image: Tensor, ws: Tensor, *, limit: int) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, image: Tensor, ws: Tensor, *, limit: int, double: bool = True
+    ) -> list[Tensor]:
         """Return the images `[B, 3, R, R]` of all blocks with R <= `limit`, ascending.
 
         Args:
@@ -214,12 +225,15 @@ class Upsampler(nn.Module):
             image: Low-resolution image `[B, 3, r, r]`.
             ws: `[B, num_ws, w_dim]`.
             limit: Resolution of the last block to run.
+            double: False keeps the size of `x` and `image` in all blocks (each pixel is a point
+                on its own, as the path regulariser needs).
         """
         images = []
         for index, resolution in enumerate(self.resolutions):
             if resolution > limit:
                 break
             first = SynthesisBlock.num_layer_ws * index
-            x, image = self.blocks[str(resolution)](x, image, ws[:, first : first + 3])
+            rows = ws[:, first : first + 3]
+            x, image = self.blocks[str(resolution)](x, image, rows, double=double)
             images.append(image)
         return images
