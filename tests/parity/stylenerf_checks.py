@@ -20,6 +20,7 @@ from nfs.stylenerf import Discriminator, Generator, RenderOptions
 from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
 from nfs.stylenerf.original import generator_name
 from tests.parity.replay import Check
+from tests.parity.stylenerf_augment_checks import augment
 from tests.parity.stylenerf_frame_checks import deformation, frame
 from tests.parity.stylenerf_recording import Recording, Report
 
@@ -36,15 +37,16 @@ def checks(folder: Path) -> dict[str, Check]:
         `{check: {error, tolerance, ok}}`.
     """
     folder = Path(folder)
+    report = Report()
+    augment(report, folder)
     if not (folder / "config.json").is_file():
-        return {}
+        return report.checks
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     resolution = {"img_resolution": config["res"]}
     generator = load_original(
         "stylenerf/generator", folder / "G.safetensors", {**config["G"], **resolution}
     )
     assert isinstance(generator, Generator)
-    report = Report()
     if (folder / "inference.json").is_file():
         recording = Recording(folder / "inference")
         _latents_and_cameras(report, generator, recording)
