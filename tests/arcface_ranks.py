@@ -157,13 +157,13 @@ def check_task(place: Path, rank: int, size: int) -> dict[str, float]:
     folder.mkdir(exist_ok=True)
     task.save_part(folder)
     dist.barrier()
-    task.prepare_evaluation()
+    task.prepare_evaluation(0)
     metrics = task.evaluate(0).metrics
     alone = make_alone()
     expected = steps(alone, 0, 1)
     weights = torch.cat([p.flatten() for p in task.backbone.parameters()])
     reference = torch.cat([p.flatten() for p in alone.backbone.parameters()])
-    alone.prepare_evaluation()
+    alone.prepare_evaluation(0)
     same = alone.evaluate(0).metrics
     return {
         "losses": max(abs(a - b) for a, b in zip(losses, expected, strict=True)),

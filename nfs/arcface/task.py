@@ -154,8 +154,9 @@ class ArcfaceTask:
             "train/skipped": torch.tensor(self.skipped),
         }
 
-    def prepare_evaluation(self) -> None:
+    def prepare_evaluation(self, samples_seen: int) -> None:
         """Embed the verification sets, each rank its share, with rank 0's running statistics."""
+        del samples_seen
         self.backbone.eval()
         with self._first_rank_buffers():
             self._embedded = [self._embed(pairs) for pairs in self.parts.pairs]
@@ -164,7 +165,7 @@ class ArcfaceTask:
     def evaluate(self, samples_seen: int) -> Evaluation:
         """Measure ten-fold accuracy and TAR at FAR of every set, and draw ROC curves."""
         if self._embedded is None:
-            self.prepare_evaluation()
+            self.prepare_evaluation(samples_seen)
         metrics: dict[str, float] = {}
         images: dict[str, np.ndarray] = {}
         for pairs, (plain, mirrored) in zip(self.parts.pairs, self._embedded or [], strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,11 +14,12 @@ import torch
 
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
+from nfs.runtime.memory import peak_memory
 from nfs.runtime.progress import report_progress
 from nfs.runtime.seeding import derive_seed, seed_everything
 from nfs.training.sampler import SeekableSampler
 from nfs.training.state import TrainState, load_state, save_state
-from nfs.training.task import DistributedTask, MapDataset, TrainTask
+from nfs.training.task import CollectiveEvaluation, DistributedTask, MapDataset, TrainTask
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,8 @@ def train(
                 report_progress(context.directory, samples_seen, settings.total_samples, "samples")
         go_on = True
         if crossed(settings.evaluate_every) or done:
-            history = _evaluate(task, context, settings.seed, samples_seen)
+            with meter.paused():
+                history = _evaluate(task, context, settings.seed, samples_seen)
             go_on = context.report({**history, "train/samples_seen": samples_seen})
         if crossed(settings.checkpoint_every) or done or not go_on:
             context.tracker.flush()
@@ -97,6 +100,13 @@ class _Meter:
 
     def __init__(self) -> None:
         self._reset()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside out of the time per step."""
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         for name, value in metrics.items():
@@ -171,14 +181,19 @@ def _evaluate(
     task: TrainTask, context: WorkerContext, seed: int, samples_seen: int
 ) -> dict[str, float]:
     metrics: dict[str, float] = {}
+    start = time.monotonic()
     seed_everything("evaluate", seed)
-    if isinstance(task, DistributedTask):
-        task.prepare_evaluation()
+    if isinstance(task, CollectiveEvaluation):
+        task.prepare_evaluation(samples_seen)
     if context.rank == 0:
         evaluation = task.evaluate(samples_seen)
         metrics = evaluation.metrics
         context.tracker.log_metrics(metrics, samples_seen)
         for name, image in evaluation.images.items():
             context.tracker.log_image(name, image, samples_seen)
+        for file in evaluation.files:
+            context.tracker.log_file(file, "previews")
+        seconds = {"time/evaluate_s": time.monotonic() - start}
+        context.tracker.log_metrics(seconds | peak_memory(context.device), samples_seen)
     context.barrier()
     return metrics

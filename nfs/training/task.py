@@ -14,10 +14,17 @@ from nfs.runtime.context import WorkerContext
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation: metrics by `area/name_unit`, pictures uint8 `[H, W, 3]`."""
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: By `area/name_unit`; a function of the state alone (no times).
+        images: uint8 `[H, W, 3]` by name.
+        files: Other files, e.g. videos, that lie in the run directory.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
 
 class MapDataset(Protocol):
@@ -72,7 +79,16 @@ class TrainTask(Protocol):
 
 
 @runtime_checkable
-class DistributedTask(TrainTask, Protocol):
+class CollectiveEvaluation(Protocol):
+    """A task whose evaluation is work for all ranks."""
+
+    def prepare_evaluation(self, samples_seen: int) -> None:
+        """Do the collective part of an evaluation; every rank calls it before `evaluate`."""
+        ...
+
+
+@runtime_checkable
+class DistributedTask(TrainTask, CollectiveEvaluation, Protocol):
     """A task whose state or evaluation is spread over the ranks (a sharded class matrix).
 
     `state_dict` still holds what is the same on all ranks; parts are files beside it, written and
@@ -85,8 +101,4 @@ class DistributedTask(TrainTask, Protocol):
 
     def load_parts(self, directory: Path) -> None:
         """Read this rank's share from the files of any number of ranks."""
-        ...
-
-    def prepare_evaluation(self) -> None:
-        """Do the collective part of an evaluation; every rank calls it before `evaluate`."""
         ...
