@@ -25,7 +25,8 @@ from nfs.stylenerf.field import PlainLinear, StyleHead, StyleLinear
 from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.layers import EqualConv2d, EqualLinear
 from nfs.stylenerf.rendering import RenderDraws
-from nfs.stylenerf.upsampler import NearestCatUpsample, SynthesisLayer, ToRgb
+from nfs.stylenerf.synthesis import SynthesisLayer, ToRgb
+from nfs.stylenerf.upsampling import NearestCatUpsample
 
 SQRT2 = math.sqrt(2)
 

@@ -6,7 +6,8 @@ Legend: B batch, R resolution, C channels. Formulas: spec/stylenerf.md 2.7.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfs.stylenerf.layers import EqualConv2d, EqualLinear, fir_downsample, minibatch_std
+from nfs.stylenerf.layers import EqualConv2d, EqualLinear, minibatch_std
+from nfs.stylenerf.resampling import fir_downsample
 from nfs.stylenerf.spec import DiscriminatorSpec
 
 _LAST_RESOLUTION = 4

@@ -31,6 +31,7 @@ from nfs.stylenerf.rendering import (
 )
 from nfs.stylenerf.schedule import Stage, stage
 from nfs.stylenerf.spec import GeneratorSpec
+from nfs.stylenerf.synthesis import LayerOptions
 from nfs.stylenerf.upsampler import Upsampler
 
 FeatureEdit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -122,11 +123,13 @@ class Generator(nn.Module):
         )
         self.upsampler = Upsampler(
             spec.feature_dim,
-            spec.w_dim,
+            LayerOptions(
+                w_dim=spec.w_dim,
+                clamp=spec.conv_clamp,
+                magnitude_beta=spec.magnitude_ema_beta,
+            ),
             resolutions=spec.block_resolutions,
             channels=[spec.channels(resolution) for resolution in spec.block_resolutions],
-            clamp=spec.conv_clamp,
-            magnitude_beta=spec.magnitude_ema_beta,
         )
         self.mapping_network = MappingNetwork(
             spec.z_dim,

@@ -1,4 +1,4 @@
-"""Primitive layers of the StyleGAN2 family: equalised weights, FIR resampling, modulation.
+"""Primitive layers of the StyleGAN2 family: equalised weights, modulation, minibatch statistics.
 
 Legend: B batch, I/O channels in/out, H/W image size. Formulas: spec/stylenerf.md 2.1.
 All operations are plain torch with double backward; there are no compiled extensions.
@@ -10,45 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nfs.stylenerf.resampling import conv2d_down, conv2d_up, fir_upsample
+
 SQRT2 = math.sqrt(2.0)
 _SLOPE = 0.2
-_FIR_TAPS = (0.125, 0.375, 0.375, 0.125)
 
 
-def scaled_lrelu(x: Tensor, *, clamp: float | None = None) -> Tensor:
-    """Leaky ReLU that keeps the variance (gain sqrt 2), then a symmetric clamp."""
-    x = F.leaky_relu(x, _SLOPE) * SQRT2
-    return x if clamp is None else x.clamp(-clamp, clamp)
+def scaled_lrelu(x: Tensor, *, gain: float = 1.0, clamp: float | None = None) -> Tensor:
+    """Leaky ReLU that keeps the variance (gain sqrt 2), then a symmetric clamp.
+
+    Args:
+        x: Any shape.
+        gain: Further factor, also of the clamp.
+        clamp: Largest magnitude before that factor, or None.
+    """
+    x = F.leaky_relu(x, _SLOPE) * (SQRT2 * gain)
+    return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
 
 
 def normalize_second_moment(x: Tensor) -> Tensor:
     """Scale each row of `[B, C]` to a mean square of 1."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-
-
-def _fir_kernel(x: Tensor, gain: float) -> Tensor:
-    taps = x.new_tensor(_FIR_TAPS)
-    return (torch.outer(taps, taps) * gain).expand(x.shape[1], 1, 4, 4)
-
-
-def fir_filter(x: Tensor, *, padding: tuple[int, int] = (2, 1)) -> Tensor:
-    """Blur `[B, C, H, W]` with [1, 3, 3, 1] per axis; `padding` zeros before and after an axis."""
-    before, after = padding
-    if before == after:
-        return F.conv2d(x, _fir_kernel(x, 1.0), padding=before, groups=x.shape[1])
-    x = F.pad(x, (before, after, before, after))
-    return F.conv2d(x, _fir_kernel(x, 1.0), groups=x.shape[1])
-
-
-def fir_upsample(x: Tensor) -> Tensor:
-    """Double the size of `[B, C, H, W]` with the FIR filter (gain 4)."""
-    kernel = _fir_kernel(x, 4.0)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
-
-
-def fir_downsample(x: Tensor) -> Tensor:
-    """Halve the size of `[B, C, H, W]` with the FIR filter."""
-    return F.conv2d(x, _fir_kernel(x, 1.0), stride=2, padding=1, groups=x.shape[1])
 
 
 def demodulated(weight: Tensor, styles: Tensor) -> Tensor:
@@ -61,6 +43,41 @@ def demodulated(weight: Tensor, styles: Tensor) -> Tensor:
     scaled = weight[None] * styles.reshape(len(styles), 1, -1, *(1,) * extra)
     axes = tuple(range(2, scaled.ndim))
     return scaled * (scaled.square().sum(dim=axes, keepdim=True) + 1e-8).rsqrt()
+
+
+def modulated_conv2d(
+    x: Tensor, weight: Tensor, styles: Tensor, *, scale: Tensor | None = None, up: bool = False
+) -> Tensor:
+    """Convolve `x [B, I, H, W]` with a kernel scaled per sample and demodulated.
+
+    The published 1x1 kernels become one matrix per sample. Larger kernels stay shared: the input
+    is scaled before and the output after, which is the same value. Those scales are kept near 1,
+    so that half precision neither overflows nor underflows.
+
+    Args:
+        x: Features.
+        weight: `[O, I]` or `[O, I, k, k]` with an odd k.
+        styles: Factors of the input channels `[B, I]`.
+        scale: Factor of the input `[]` that is not demodulated away.
+        up: Double the size; a kernel of 1 convolves first.
+    """
+    if weight.ndim == 2:
+        matrix = demodulated(weight, styles)
+        matrix = matrix if scale is None else matrix * scale
+        batch, _, height, width = x.shape
+        x = torch.bmm(matrix, x.flatten(2)).reshape(batch, -1, height, width)
+        return fir_upsample(x) if up else x
+    energy = weight.square().sum(dim=(2, 3))
+    factor = (styles.square() @ energy.T + 1e-8).rsqrt()
+    if scale is not None:
+        factor = factor * scale
+    with torch.no_grad():
+        largest = styles.abs().amax(dim=1, keepdim=True).clamp_min(1e-8)
+        norm = energy.sum(dim=1).sqrt().clamp_min(1e-8)
+    weight = weight / norm[:, None, None, None]
+    x = x * (styles / largest)[..., None, None]
+    x = conv2d_up(x, weight) if up else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    return x * (factor * largest * norm)[..., None, None]
 
 
 class EqualLinear(nn.Module):
@@ -102,16 +119,23 @@ def style_affine(w_dim: int, channels: int) -> EqualLinear:
 
 
 class EqualConv2d(nn.Module):
-    """Convolution with equalised learning rate, leaky ReLU and optional halving of the image.
+    """Convolution with equalised learning rate, activation and optional change of size.
 
     Args:
         in_channels: Inputs.
         out_channels: Outputs.
-        kernel_size: 1 or 3.
+        kernel_size: Odd.
         activation: `linear` or `lrelu`.
+        bias: Add a bias.
+        up: Double the resolution.
         down: Halve the resolution (filter, then stride 2).
-        clamp: Clamp of the activation, or None.
+        gain: Factor of the result and of the clamp.
+        clamp: Clamp of the activation before that factor, or None.
+        trainable: False keeps weight and bias as they are, as buffers of the same names.
     """
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -120,35 +144,53 @@ class EqualConv2d(nn.Module):
         kernel_size: int,
         *,
         activation: str = "lrelu",
+        bias: bool = True,
+        up: bool = False,
         down: bool = False,
+        gain: float = 1.0,
         clamp: float | None = None,
+        trainable: bool = True,
     ) -> None:
         super().__init__()
+        if up and down:
+            raise ValueError("a convolution cannot double and halve the resolution")
         shape = (out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.randn(shape))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        values = {"weight": torch.randn(shape), "bias": torch.zeros(out_channels) if bias else None}
+        for name, value in values.items():
+            if trainable and value is not None:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.padding = kernel_size // 2
         self.activation = activation
+        self.up = up
         self.down = down
+        self.gain = gain
         self.clamp = clamp
 
     def scaled_weight(self) -> Tensor:
         """Return the weight as it is applied."""
         return self.weight * self.weight_gain
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, I, H, W]` to `[B, O, H, W]`, or half of H and W."""
+    def forward(self, x: Tensor, *, double: bool = True) -> Tensor:
+        """Map `[B, I, H, W]` to `[B, O, H, W]`, twice or half of H and W.
+
+        Without `double` a layer that would double the size keeps it.
+        """
         weight = self.scaled_weight()
-        if not self.down:
-            x = F.conv2d(x, weight, self.bias, padding=self.padding)
-        elif self.padding == 0:
-            x = F.conv2d(fir_downsample(x), weight, self.bias)
+        if self.up and double:
+            x = conv2d_up(x, weight)
+            x = x if self.bias is None else x + self.bias[:, None, None]
+        elif self.down:
+            x = conv2d_down(x, weight, self.bias)
         else:
-            x = F.conv2d(fir_filter(x, padding=(2, 2)), weight, self.bias, stride=2)
+            x = F.conv2d(x, weight, self.bias, padding=self.padding)
         if self.activation == "lrelu":
-            return scaled_lrelu(x, clamp=self.clamp)
-        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+            return scaled_lrelu(x, gain=self.gain, clamp=self.clamp)
+        x = x if self.gain == 1 else x * self.gain
+        limit = None if self.clamp is None else self.clamp * self.gain
+        return x if limit is None else x.clamp(-limit, limit)
 
 
 def minibatch_std(x: Tensor, *, group_size: int, num_channels: int = 1) -> Tensor:

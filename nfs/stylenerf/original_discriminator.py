@@ -33,9 +33,14 @@ def load_discriminator(
 ) -> Discriminator:
     """Return our discriminator with original weights; as `load_generator`."""
     discriminator = Discriminator(discriminator_spec(required(config, "discriminator")))
-    renamed = {renamed(k, _DISCRIMINATOR_NAMES): v for k, v in learned(state_dict).items()}
-    load_weights(discriminator, renamed, "discriminator")
+    weights = {discriminator_name(k): v for k, v in learned(state_dict).items()}
+    load_weights(discriminator, weights, "discriminator")
     return discriminator.eval()
+
+
+def discriminator_name(name: str) -> str:
+    """Return our name of an original discriminator tensor."""
+    return renamed(name, _DISCRIMINATOR_NAMES)
 
 
 def discriminator_spec(config: Mapping[str, Any]) -> DiscriminatorSpec:

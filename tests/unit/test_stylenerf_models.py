@@ -16,10 +16,11 @@ from nfs.stylenerf import (
     RenderOptions,
 )
 from nfs.stylenerf import layers as L
+from nfs.stylenerf import resampling as R
 from nfs.stylenerf.field import ForegroundField
 from nfs.stylenerf.schedule import stage
 from nfs.stylenerf.spec import EllipsoidPrior
-from nfs.stylenerf.upsampler import NearestCatUpsample
+from nfs.stylenerf.upsampling import NearestCatUpsample
 
 TINY = GeneratorSpec(
     z_dim=8,
@@ -324,9 +325,9 @@ def test_fir_resampling_equals_zero_insertion():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, 6)
     cases = [
-        (L.fir_filter(x), {"pad": (2, 1)}),
-        (L.fir_upsample(x), {"pad": (2, 1), "up": 2, "gain": 4.0}),
-        (L.fir_downsample(x), {"pad": (1, 1), "down": 2}),
+        (R.fir_filter(x), {"pad": (2, 1)}),
+        (R.fir_upsample(x), {"pad": (2, 1), "up": 2, "gain": 4.0}),
+        (R.fir_downsample(x), {"pad": (1, 1), "down": 2}),
     ]
     for ours, how in cases:
         assert torch.allclose(ours, zero_insertion(x, **how), atol=1e-5)
