@@ -23,6 +23,7 @@ def export_generator(
     ema: Generator | None = None,
     discriminator: Discriminator | None = None,
     card: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint directory.
 
@@ -32,8 +33,11 @@ def export_generator(
         ema: Averaged weights.
         discriminator: For fine-tuning elsewhere.
         card: Facts for `card.md`, e.g. data and configuration.
+        origin: For an imported one: plain facts about the original, kept in `model.json`.
     """
     model: dict[str, Any] = {"kind": KIND, "generator": generator.spec.to_dict()}
+    if origin is not None:
+        model["origin"] = dict(origin)
     if discriminator is not None:
         model["discriminator"] = discriminator.spec.to_dict()
     write_checkpoint(
