@@ -38,6 +38,28 @@ def pixel_grid(resolution: int, *, device: torch.device | None = None) -> Tensor
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
+def corner_pixel_grid(
+    resolution: int, image_resolution: int, *, device: torch.device | None = None
+) -> Tensor:
+    """Return pixels `[R * R, 2]` whose outermost ones sit on the borders -1 and 1 of the image.
+
+    The grid is laid out at the full `image_resolution` and every n-th pixel is kept, so a smaller
+    grid does not reach the right and bottom border.
+    """
+    axis = torch.linspace(-1, 1, image_resolution, device=device)
+    kept = torch.arange(resolution, device=device) * image_resolution // resolution
+    axis = axis[kept]
+    y, x = torch.meshgrid(-axis, axis, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def rolled_pixels(pixels: Tensor, roll_rad: Tensor) -> Tensor:
+    """Turn pixels `[N, 2]` or `[B, N, 2]` about the centre by `roll_rad [B]`: `[B, N, 2]`."""
+    x, y = pixels[..., 0], pixels[..., 1]
+    cos, sin = roll_rad.cos()[:, None], roll_rad.sin()[:, None]
+    return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+
+
 def inverse_intrinsics(fov_deg: float, *, device: torch.device | None = None) -> Tensor:
     """Return `[4, 4]`: camera-space position of a pixel at depth 1 for a square field of view."""
     focal = torch.tensor(1 / math.tan(0.5 * fov_deg * math.pi / 180), dtype=torch.float32)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
+from nfs.geometry.warps import DepthWarp, warped_depths
+
 OPAQUE = 1e10
 _PDF_FLOOR = 1e-5
 _TRANSMITTANCE_FLOOR = 1e-10
@@ -39,10 +41,11 @@ def jitter_depths(depths: Tensor, uniforms: Tensor) -> Tensor:
     return lower + (upper - lower) * uniforms
 
 
-def scene_depths(depths: Tensor, depth_range: tuple[float, float]) -> Tensor:
-    """Map normalised depths to scene units, linearly."""
-    near, far = depth_range
-    return near * (1 - depths) + far * depths
+def scene_depths(
+    depths: Tensor, depth_range: tuple[float, float], warp: DepthWarp = "linear"
+) -> Tensor:
+    """Map normalised depths to scene units; `warp` chooses their spacing."""
+    return warped_depths(depths, depth_range, warp)
 
 
 def ray_weights(sigma: Tensor, depths: Tensor, *, scale: Tensor | float, last: float) -> RayWeights:

@@ -1,32 +1,24 @@
-"""Radiance fields: style-modulated foreground, plain background; heads applied after compositing.
+"""Radiance fields: style-modulated or plain; heads applied after compositing.
 
 Legend: B batch, P points, N rays, C channels, H hidden size. Formulas: spec/stylenerf.md 2.3.
 
 The feature and colour heads are linear, so a ray's features are the heads of its composited hidden
 state with the bias weighted by the ray's total weight: the heads run once per ray instead of once
 per sample, with the same value. `hidden_and_sigma` therefore gives the hidden state, and `features`
-turns composited hidden states into `[rgb | features]`.
+turns composited hidden states into `[rgb | features]`. Fields whose features pass a sigmoid or are
+normalised have no such shortcut (`linear_heads` is False): their heads run on every sample.
 """
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfs.stylenerf.layers import SQRT2, demodulated, style_affine
-from nfs.stylenerf.spec import EllipsoidPrior
+from nfs.stylenerf.spec import EllipsoidPrior, FieldOptions
 
 RGB_CHANNELS = 3
-
-
-def positional_encoding(points: Tensor, num_frequencies: int) -> Tensor:
-    """Encode `[..., D]` as `[..., 2 * num_frequencies * D]`: sin and cos of `2^i pi p`, i outer."""
-    scales = [2.0**i * math.pi for i in range(num_frequencies)]
-    frequencies = torch.tensor(scales, dtype=points.dtype, device=points.device)
-    angles = points[..., None, :] * frequencies[:, None]
-    return torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)
 
 
 class StyleLinear(nn.Module):
@@ -87,7 +79,7 @@ class StyleHead(nn.Module):
 
 
 class PlainLinear(nn.Module):
-    """Layer of the background field: plain weights, optionally ReLU.
+    """Layer of a field without styles: plain weights, optionally ReLU.
 
     Args:
         in_features: Inputs.
@@ -133,94 +125,110 @@ class ColourHead(nn.Module):
         return torch.cat([rgb, features], dim=-1)
 
 
-class ForegroundField(nn.Module):
-    """Style-modulated field of the head.
+def ellipsoid_density(points: Tensor, prior: EllipsoidPrior) -> Tensor:
+    """Return the raw density `[B, P]` of a solid ellipsoid at `points [B, P, 3]`, scene units."""
+    radii = points.new_tensor(prior.radii)
+    return prior.strength * (1 - (points / radii).norm(dim=-1))
+
+
+class RadianceField(nn.Module):
+    """Encoded points to densities, features and colours.
 
     Args:
-        w_dim: Size of a style.
+        in_features: Numbers per encoded point, with its latent code if it has one.
         hidden_dim: Width of the hidden layers.
-        num_layers: Hidden layers, including the first.
+        num_layers: Hidden layers; at least one is made (the original's `n_blocks` may be 0).
         feature_dim: Channels of the feature map.
-        num_frequencies: Octaves of the positional encoding.
-        prior: Shape that the density starts from, or None.
+        w_dim: Size of a style; used by styled fields alone.
+        options: Kind of the field.
     """
 
     def __init__(
         self,
-        w_dim: int,
+        in_features: int,
         *,
         hidden_dim: int,
         num_layers: int,
         feature_dim: int,
-        num_frequencies: int,
-        prior: EllipsoidPrior | None = None,
+        w_dim: int,
+        options: FieldOptions,
     ) -> None:
         super().__init__()
-        self.num_frequencies = num_frequencies
-        self.num_ws = num_layers + 2
-        self.prior = prior
-        sizes = [6 * num_frequencies] + [hidden_dim] * num_layers
-        self.layers = nn.ModuleList(StyleLinear(a, b, w_dim) for a, b in pairwise(sizes))
-        self.sigma_head = StyleHead(hidden_dim, 1, w_dim)
-        self.feature_head = StyleHead(hidden_dim, feature_dim, w_dim)
-        self.colour_head = ColourHead(feature_dim)
+        self.options = options
+        self.sigma_row = num_layers
+        self.rejoin = max(num_layers, 1) // 2 if options.skip else None
+        self.layers = nn.ModuleList()
+        for index in range(max(num_layers, 1)):
+            width = in_features if index == 0 else hidden_dim
+            if index and index == self.rejoin:
+                width += in_features
+            self.layers.append(
+                StyleLinear(width, hidden_dim, w_dim)
+                if options.styled
+                else PlainLinear(width, hidden_dim, relu=True)
+            )
 
-    def hidden_and_sigma(self, points: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
-        """Query `points [B, P, 3]` with `ws [B, num_ws, w_dim]`.
+        def head(out_features: int) -> nn.Module:
+            if options.styled:
+                return StyleHead(hidden_dim, out_features, w_dim)
+            return PlainLinear(hidden_dim, out_features, relu=False)
+
+        merged, separate = options.merged_density, options.colour == "separate"
+        self.sigma_head = None if merged else head(1)
+        self.feature_head = head(feature_dim + merged + (RGB_CHANNELS if separate else 0))
+        self.colour_head = None if separate else ColourHead(feature_dim)
+        rows = len(self.layers) + (1 if merged else 2)
+        self.num_ws = rows if options.styled else 0
+
+    @property
+    def linear_heads(self) -> bool:
+        """Whether features of a weighted sum are the weighted sum of features."""
+        return not (self.options.sigmoid_features or self.options.normalized_features)
+
+    def hidden_and_sigma(self, encoded: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
+        """Query encoded points.
+
+        Args:
+            encoded: `[B, P, in_features]`.
+            ws: Styles `[B, num_ws, w_dim]`.
 
         Returns:
             Hidden state `[B, P, H]` and raw density `[B, P]`.
         """
-        x = positional_encoding(points, self.num_frequencies)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, ws[:, i])
-        sigma = self.sigma_head(x, ws[:, len(self.layers)])[..., 0]
-        if self.prior is not None:
-            radii = points.new_tensor(self.prior.radii)
-            sigma = sigma + self.prior.strength * (1 - (points / radii).norm(dim=-1))
-        return x, sigma
+        x = encoded
+        for index, layer in enumerate(self.layers):
+            if index and index == self.rejoin:
+                x = torch.cat([x, encoded], dim=-1)
+            x = self._run(layer, x, ws, index)
+        if self.sigma_head is not None:
+            return x, self._run(self.sigma_head, x, ws, self.sigma_row)[..., 0]
+        return x, self._run(self.feature_head, x, ws, -1)[..., 0]
 
     def features(self, hidden: Tensor, ws: Tensor, total: Tensor | None = None) -> Tensor:
-        """Turn hidden states `[B, N, H]` of total weight `[B, N]` into `[B, N, 3 + C]`."""
-        return self.colour_head(self.feature_head(hidden, ws[:, -1], total), total)
+        """Turn hidden states into `[B, N, 3 + C]`: colour, then features.
 
+        Args:
+            hidden: `[B, N, H]`; composited ones need `linear_heads`.
+            ws: Styles `[B, num_ws, w_dim]`.
+            total: Weight behind each composited state `[B, N]`; None means 1.
+        """
+        x = self._run(self.feature_head, hidden, ws, -1, total)
+        if self.options.merged_density:
+            x = x[..., 1:]
+        if self.options.sigmoid_features:
+            x = x.sigmoid()
+        if self.options.normalized_features:
+            x = F.normalize(x, dim=-1)
+        if self.colour_head is None:
+            return x
+        features: Tensor = self.colour_head(x, total)
+        return features
 
-class BackgroundField(nn.Module):
-    """Plain field of everything outside the unit sphere, driven by its own latent code.
-
-    Args:
-        latent_dim: Size of the background code.
-        hidden_dim: Width of the hidden layers.
-        num_layers: Hidden layers, including the first.
-        feature_dim: Channels of the feature map.
-        num_frequencies: Octaves of the positional encoding of the four coordinates.
-    """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        *,
-        hidden_dim: int,
-        num_layers: int,
-        feature_dim: int,
-        num_frequencies: int,
-    ) -> None:
-        super().__init__()
-        self.num_frequencies = num_frequencies
-        sizes = [8 * num_frequencies + latent_dim] + [hidden_dim] * num_layers
-        self.layers = nn.ModuleList(PlainLinear(a, b, relu=True) for a, b in pairwise(sizes))
-        self.sigma_head = PlainLinear(hidden_dim, 1, relu=False)
-        self.feature_head = PlainLinear(hidden_dim, feature_dim, relu=False)
-        self.colour_head = ColourHead(feature_dim)
-
-    def hidden_and_sigma(self, points: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Query `points [B, P, 4]` with `code [B, latent_dim]`; as the foreground's method."""
-        encoded = positional_encoding(points, self.num_frequencies)
-        x = torch.cat([encoded, code[:, None].expand(-1, points.shape[1], -1)], dim=-1)
-        for layer in self.layers:
-            x = layer(x)
-        return x, self.sigma_head(x)[..., 0]
-
-    def features(self, hidden: Tensor, total: Tensor | None = None) -> Tensor:
-        """Turn hidden states `[B, N, H]` of total weight `[B, N]` into `[B, N, 3 + C]`."""
-        return self.colour_head(self.feature_head(hidden, total), total)
+    def _run(
+        self, layer: nn.Module, x: Tensor, ws: Tensor, row: int, total: Tensor | None = None
+    ) -> Tensor:
+        weighted = () if total is None else (total,)
+        result: Tensor = (
+            layer(x, ws[:, row], *weighted) if self.options.styled else layer(x, *weighted)
+        )
+        return result

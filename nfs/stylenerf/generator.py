@@ -5,8 +5,7 @@ map, H/W size of the image. Reference: Gu et al. 2022 (StyleNeRF), spec/stylener
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,83 +14,24 @@ from torch.nn import functional as F
 
 from nfs.geometry import volume
 from nfs.geometry.cameras import orbit_cameras
-from nfs.geometry.rays import camera_rays, pixel_grid
-from nfs.stylenerf.field import RGB_CHANNELS, BackgroundField, ForegroundField
+from nfs.geometry.rays import corner_pixel_grid, pixel_grid, rolled_pixels
+from nfs.stylenerf.cameras import CameraHead
+from nfs.stylenerf.encodings import PointEncoding
+from nfs.stylenerf.field import RGB_CHANNELS, RadianceField
+from nfs.stylenerf.inputs import PlaneInput
 from nfs.stylenerf.mapping import MappingNetwork
 from nfs.stylenerf.path_regularizer import StridedPixels, path_loss, strided_pixels
-from nfs.stylenerf.rendering import (
-    ForegroundQuery,
-    PointWarp,
-    RayResult,
-    RaySamples,
-    RenderDraws,
-    Sampling,
-    render_background,
-    render_foreground,
-)
+from nfs.stylenerf.rendering import FieldQuery, Lookup, RaySamples, RenderDraws
+from nfs.stylenerf.renderings import FeatureEdit, Rendering, RenderOptions
+from nfs.stylenerf.scene import Scene, render_rays, with_code
 from nfs.stylenerf.schedule import Stage, stage
-from nfs.stylenerf.spec import GeneratorSpec
-from nfs.stylenerf.synthesis import LayerOptions
+from nfs.stylenerf.spec import FieldOptions, GeneratorSpec
+from nfs.stylenerf.synthesis import LayerOptions, Noise
 from nfs.stylenerf.upsampler import Upsampler
 
-FeatureEdit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`(features [B, C, h, w], image_low [B, 3, h, w]) -> (features, image_low)`."""
+__all__ = ["FeatureEdit", "Generator", "RenderOptions", "Rendering"]
 
 _FROZEN_BACKGROUND_PITCH_RAD = math.pi / 2 + 0.2
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """What a rendering changes from the plain image of a camera."""
-
-    alpha: float = 1.0
-    """Growth stage in [0, 1], or -1: everything active, no curriculum."""
-    background_cam2world: Tensor | None = None
-    """`[B, 4, 4]` camera of the background alone, e.g. `Generator.frozen_background_camera`."""
-    point_warp: PointWarp | None = None
-    """Moves foreground samples before the field is queried; gets coarse and fine points."""
-    depths: tuple[Tensor, Tensor] | None = None
-    """Normalised depths (coarse, fine), each `[B, N, S]`, instead of chosen ones."""
-    edit_features: FeatureEdit | None = None
-    """Changes the feature map and the low-resolution image just before the 2-D blocks."""
-    num_samples: int | None = None
-    """Foreground samples per ray and pass, instead of the generator's number."""
-    path_pixels: int = 0
-    """Pixels per side of the path regulariser in training; 0: no regulariser."""
-    path_fade: bool = False
-    """Fade the regulariser's colours as the image fades; the original does not (Q13)."""
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """A batch of images and what they were made of."""
-
-    image: Tensor
-    """`[B, 3, H, W]`, nominally in [-1, 1], not clamped."""
-    image_low: Tensor
-    """`[B, 3, h, w]` volume-rendered image, after `edit_features`."""
-    features: Tensor
-    """`[B, C, h, w]` feature map as the 2-D blocks saw it, after `edit_features`."""
-    depth: Tensor
-    """`[B, 1, h, w]` expected depth in scene units; rays that hit nothing count as far."""
-    opacity: Tensor
-    """`[B, 1, h, w]` share of the foreground in [0, 1]."""
-    weights: Tensor
-    """`[B, N, 2 S]` foreground weights in the order of `depths`."""
-    transmittance: Tensor
-    """`[B, N]` factor of the background."""
-    background_weights: Tensor
-    """`[B, N, Sb]`."""
-    depths: Tensor
-    """`[B, N, 2 S]` normalised depths of both passes, ascending."""
-    depths_coarse: Tensor
-    """`[B, N, S]` normalised."""
-    depths_fine: Tensor
-    """`[B, N, S]` normalised."""
-    ws: Tensor
-    """`[B, num_ws, w_dim]` the styles."""
-    path_loss: Tensor | None = None
-    """`[B]` path regulariser, where asked for and more than the first resolution is active."""
 
 
 class Generator(nn.Module):
@@ -106,37 +46,55 @@ class Generator(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.foreground = ForegroundField(
-            spec.w_dim,
+        w_dim = spec.w_dim
+        self.inputs: PointEncoding | PlaneInput = _inputs(spec)
+        self.foreground = RadianceField(
+            self.inputs.dim,
             hidden_dim=spec.field_hidden_dim,
             num_layers=spec.field_num_layers,
             feature_dim=spec.feature_dim,
-            num_frequencies=spec.num_frequencies,
-            prior=spec.density_prior,
+            w_dim=w_dim,
+            options=spec.foreground,
         )
-        self.background = BackgroundField(
-            spec.background_dim,
-            hidden_dim=spec.background_hidden_dim,
-            num_layers=spec.background_num_layers,
-            feature_dim=spec.feature_dim,
-            num_frequencies=spec.num_frequencies,
-        )
+        self.background: RadianceField | None = None
+        self.background_encoding: PointEncoding | None = None
+        if spec.background is not None:
+            octaves = spec.background_num_frequencies or spec.num_frequencies
+            self.background_encoding = _encoding(spec.background, 4, octaves)
+            self.background = RadianceField(
+                self.background_encoding.dim + self.background_dim,
+                hidden_dim=spec.background_hidden_dim,
+                num_layers=spec.background_num_layers,
+                feature_dim=spec.feature_dim,
+                w_dim=w_dim,
+                options=spec.background,
+            )
         self.upsampler = Upsampler(
             spec.feature_dim,
             LayerOptions(
-                w_dim=spec.w_dim,
+                w_dim=w_dim,
+                kernel_size=spec.kernel_size,
+                upsample_mode=spec.upsample_mode,
+                use_noise=spec.use_noise,
                 clamp=spec.conv_clamp,
                 magnitude_beta=spec.magnitude_ema_beta,
+                flip_up_kernel=spec.flip_up_kernel,
             ),
             resolutions=spec.block_resolutions,
             channels=[spec.channels(resolution) for resolution in spec.block_resolutions],
+            architecture=spec.architecture,
+            single_layer=spec.single_layer,
+            shared_rgb_style=spec.shared_rgb_style,
+            residual_image=spec.residual_image,
         )
+        self.camera_head = None if spec.camera_head is None else CameraHead(*spec.camera_head)
         self.mapping_network = MappingNetwork(
             spec.z_dim,
-            spec.w_dim,
-            self.foreground.num_ws + self.upsampler.num_ws,
+            w_dim,
+            sum(self._rows),
             num_layers=spec.mapping_num_layers,
             w_avg_beta=spec.w_avg_beta,
+            c_dim=spec.c_dim,
         )
 
     @classmethod
@@ -163,8 +121,8 @@ class Generator(nn.Module):
 
     @property
     def num_field_ws(self) -> int:
-        """First rows of `ws`, which drive the radiance field."""
-        return self.foreground.num_ws
+        """First rows of `ws`, which drive planes and radiance fields."""
+        return sum(self._rows[:3])
 
     @property
     def img_resolution(self) -> int:
@@ -173,8 +131,20 @@ class Generator(nn.Module):
 
     @property
     def background_dim(self) -> int:
-        """Size of the background code."""
-        return self.spec.background_dim
+        """Size of the background code; 0 without a background or with a styled one."""
+        background = self.spec.background
+        return 0 if background is None or background.styled else self.spec.background_dim
+
+    @property
+    def _rows(self) -> list[int]:
+        """Rows of `ws` of planes, foreground, background, 2-D blocks and camera, in this order."""
+        return [
+            self.inputs.num_ws,
+            self.foreground.num_ws,
+            0 if self.background is None else self.background.num_ws,
+            self.upsampler.num_ws,
+            0 if self.camera_head is None else 1,
+        ]
 
     @property
     def w_avg(self) -> Tensor:
@@ -184,6 +154,7 @@ class Generator(nn.Module):
     def mapping(
         self,
         z: Tensor,
+        c: Tensor | None = None,
         *,
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
@@ -192,6 +163,7 @@ class Generator(nn.Module):
         """Return the styles `ws [B, num_ws, w_dim]` of `z [B, z_dim]`; see `MappingNetwork`."""
         ws: Tensor = self.mapping_network(
             z,
+            c,
             truncation_psi=truncation_psi,
             truncation_cutoff=truncation_cutoff,
             update_average=update_average,
@@ -234,25 +206,30 @@ class Generator(nn.Module):
         size, draws = active.field_resolution, draws or RenderDraws()
         batch = len(ws)
         strided = self._strided_pixels(options, draws, batch, active)
-        result = self._render_rays(
-            ws,
+        noise = options.noise if draws.layer_noise is None else iter(draws.layer_noise)
+        rows = ws.split(self._rows, dim=1)
+        pixels = self._pixels(size, strided)
+        result = render_rays(
+            self._scene(rows, background_code, noise),
+            self._rolled(pixels, options, draws, batch),
             cam2world,
-            background_code,
-            pixels=self._pixels(size, strided),
-            keep=0 if strided is None else strided.index.shape[1],
             options=options,
             draws=draws,
+            training=self.training,
+            keep=0 if strided is None else strided.index.shape[1],
         )
         samples, result = result.samples, result.first(size * size)
         maps = result.features.transpose(1, 2).reshape(batch, -1, size, size)
+        if self.spec.grow_field and size != self.spec.resolution_vol:
+            full = (self.spec.resolution_vol, self.spec.resolution_vol)
+            maps = F.interpolate(maps, size=full, mode="bilinear", align_corners=False)
         image_low, features = maps[:, :RGB_CHANNELS], maps[:, RGB_CHANNELS:]
         if options.edit_features is not None:
             features, image_low = options.edit_features(features, image_low)
-        image = self._upsample(features, image_low, ws[:, self.num_field_ws :], active)
-        near, far = self.spec.depth_range
+        image = self._upsample(features, image_low, rows[3], active, noise)
         opacity = result.weights.sum(dim=-1)
-        along = volume.scene_depths(result.depths, (near, far))
-        depth = (result.weights * along).sum(dim=-1) + (1 - opacity) * far
+        along = volume.scene_depths(result.depths, self.spec.depth_range, self.spec.depth_warp)
+        depth = (result.weights * along).sum(dim=-1) + (1 - opacity) * self.spec.depth_range[1]
         return Rendering(
             image=image,
             image_low=image_low,
@@ -266,7 +243,7 @@ class Generator(nn.Module):
             depths_coarse=result.depths_coarse,
             depths_fine=result.depths_fine,
             ws=ws,
-            path_loss=self._path_loss(samples, ws, (image, strided), active, options),
+            path_loss=self._path_loss(samples, rows[3], (image, strided), active, options),
         )
 
     def forward(
@@ -275,6 +252,7 @@ class Generator(nn.Module):
         cam2world: Tensor,
         *,
         background_code: Tensor,
+        c: Tensor | None = None,
         mixing: tuple[Tensor, int] | None = None,
         options: RenderOptions | None = None,
         draws: RenderDraws | None = None,
@@ -285,14 +263,15 @@ class Generator(nn.Module):
             z: Latents.
             cam2world: Cameras `[B, 4, 4]`.
             background_code: `[B, background_dim]`.
+            c: Labels `[B, c_dim]`, where the generator has them.
             mixing: Second latents `[B, z_dim]` and the first row of `ws` they drive, or None.
             options: See `synthesis`.
             draws: See `synthesis`.
         """
-        ws = self.mapping(z, update_average=self.training)
+        ws = self.mapping(z, c, update_average=self.training)
         if mixing is not None:
             other, cutoff = mixing
-            ws = torch.cat([ws[:, :cutoff], self.mapping(other)[:, cutoff:]], dim=1)
+            ws = torch.cat([ws[:, :cutoff], self.mapping(other, c)[:, cutoff:]], dim=1)
         return self.synthesis(
             ws, cam2world, background_code=background_code, options=options, draws=draws
         )
@@ -305,6 +284,7 @@ class Generator(nn.Module):
             resolution_vol=self.spec.resolution_vol,
             img_resolution=self.spec.img_resolution,
             progressive=self.spec.progressive,
+            grow_field=self.spec.grow_field,
         )
 
     def _check(self, ws: Tensor, cam2world: Tensor, background_code: Tensor) -> None:
@@ -317,63 +297,18 @@ class Generator(nn.Module):
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
 
-    def _render_rays(
-        self,
-        ws: Tensor,
-        cam2world: Tensor,
-        background_code: Tensor,
-        *,
-        pixels: Tensor,
-        keep: int,
-        options: RenderOptions,
-        draws: RenderDraws,
-    ) -> RayResult:
-        spec = self.spec
-        rays = camera_rays(pixels, cam2world, fov_deg=spec.fov_deg)
-        point_warp = options.point_warp
-        query = ForegroundQuery(
-            self.foreground,
-            rays,
-            ws[:, : self.num_field_ws],
-            depth_range=spec.depth_range,
-            warp=None if point_warp is None else lambda points: point_warp(points, cam2world),
-        )
-        features, weights, (merged, coarse, fine), samples = render_foreground(
-            query,
-            num_samples=options.num_samples or spec.num_samples,
-            depths=self._injected_depths(options, len(ws), pixels.shape[-2]),
-            draws=draws,
-            training=self.training,
-            keep=keep,
-        )
-        if options.background_cam2world is not None:
-            rays = camera_rays(pixels, options.background_cam2world, fov_deg=spec.fov_deg)
-        behind, background_weights, behind_samples = render_background(
-            self.background,
-            rays,
-            background_code,
-            sampling=Sampling(
-                num_samples=spec.num_samples,
-                num_background_samples=spec.num_background_samples,
-                depth_range=spec.depth_range,
-                background_start=spec.background_start,
-            ),
-            draws=draws,
-            training=self.training,
-            keep=keep,
-        )
-        if samples is not None and behind_samples is not None:
-            samples = samples.followed_by(behind_samples, weights.transmittance[:, -keep:])
-        return RayResult(
-            features=features + weights.transmittance[..., None] * behind,
-            weights=weights.weights,
-            transmittance=weights.transmittance,
-            background_weights=background_weights,
-            depths=merged,
-            depths_coarse=coarse,
-            depths_fine=fine,
-            samples=samples,
-        )
+    def _scene(self, rows: Sequence[Tensor], background_code: Tensor, noise: Noise) -> Scene:
+        lookup: Lookup = self.inputs
+        if isinstance(self.inputs, PlaneInput):
+            lookup = self.inputs.prepare(rows[0], noise=noise)
+        behind = None
+        if self.background is not None:
+            assert self.background_encoding is not None
+            encoding: Lookup = self.background_encoding
+            if background_code.shape[1]:
+                encoding = with_code(encoding, background_code)
+            behind = FieldQuery(self.background, encoding, rows[2])
+        return Scene(self.spec, FieldQuery(self.foreground, lookup, rows[1]), behind)
 
     def _strided_pixels(
         self, options: RenderOptions, draws: RenderDraws, batch: int, active: Stage
@@ -387,11 +322,26 @@ class Generator(nn.Module):
         return strided_pixels(active.image_resolution, options.path_pixels, uniforms)
 
     def _pixels(self, size: int, strided: StridedPixels | None) -> Tensor:
-        pixels = pixel_grid(size, device=self.w_avg.device)
+        device = self.w_avg.device
+        if self.spec.corner_aligned:
+            pixels = corner_pixel_grid(size, self.img_resolution, device=device)
+        else:
+            pixels = pixel_grid(size, device=device)
         if strided is None:
             return pixels
         everywhere = pixels.expand(len(strided.index), -1, 2)
         return torch.cat([everywhere, strided.coordinates], dim=1)
+
+    def _rolled(
+        self, pixels: Tensor, options: RenderOptions, draws: RenderDraws, batch: int
+    ) -> Tensor:
+        roll_rad, spread = options.roll_rad, self.spec.cameras.roll_deg
+        if roll_rad is None and self.training and spread > 0:
+            normal = draws.roll
+            if normal is None:
+                normal = torch.randn(batch, device=pixels.device)
+            roll_rad = normal * math.radians(spread / 2)
+        return pixels if roll_rad is None else rolled_pixels(pixels, roll_rad)
 
     def _path_loss(
         self,
@@ -404,30 +354,47 @@ class Generator(nn.Module):
         image, strided = target
         if samples is None or strided is None:
             return None
-        ws = ws[:, self.num_field_ws :]
         fade = active.fade if options.path_fade else None
         return path_loss(self.upsampler, samples, ws, (image, strided), fade=fade)
 
-    @staticmethod
-    def _injected_depths(
-        options: RenderOptions, batch: int, num_rays: int
-    ) -> tuple[Tensor, Tensor] | None:
-        if options.depths is None:
-            return None
-        for name, depths in zip(("coarse", "fine"), options.depths, strict=True):
-            if depths.ndim != 3 or depths.shape[0] not in (1, batch) or depths.shape[1] != num_rays:
-                raise ValueError(
-                    f"{name} depths must be [{batch}, {num_rays}, S], got {list(depths.shape)}"
-                )
-        coarse, fine = options.depths
-        return coarse.expand(batch, -1, -1), fine.expand(batch, -1, -1)
+    def _upsample(
+        self, features: Tensor, image_low: Tensor, ws: Tensor, active: Stage, noise: Noise
+    ) -> Tensor:
+        images = self.upsampler(features, image_low, ws, limit=active.image_resolution, noise=noise)
+        image = images[-1] if images else image_low
+        if active.fade is not None and images:
+            previous = ([image_low, *images])[-2]
+            size = image.shape[-2:]
+            previous = F.interpolate(previous, size=size, mode="bilinear", align_corners=False)
+            image = previous * (1 - active.fade) + image * active.fade
+        return image if self.spec.rectangle is None else self._framed(image, self.spec.rectangle)
 
-    def _upsample(self, features: Tensor, image_low: Tensor, ws: Tensor, active: Stage) -> Tensor:
-        images = self.upsampler(features, image_low, ws, limit=active.image_resolution)
-        newest = images[-1] if images else image_low
-        if active.fade is None or not images:
-            return newest
-        previous = ([image_low, *images])[-2]
-        size = newest.shape[-2:]
-        previous = F.interpolate(previous, size=size, mode="bilinear", align_corners=False)
-        return previous * (1 - active.fade) + newest * active.fade
+    def _framed(self, image: Tensor, rectangle: tuple[int, int]) -> Tensor:
+        size = image.shape[-1]
+        margins = [(size - side * size // self.img_resolution) // 2 for side in rectangle]
+        top, left = margins
+        kept = image[:, :, top : size - top, left : size - left]
+        return F.pad(kept, (left, left, top, top), value=-1.0)
+
+
+def _encoding(options: FieldOptions, point_dim: int, num_frequencies: int) -> PointEncoding:
+    return PointEncoding(
+        point_dim,
+        kind=options.encoding,
+        num_frequencies=num_frequencies,
+        append_position=options.append_position,
+        position_scale=options.position_scale,
+    )
+
+
+def _inputs(spec: GeneratorSpec) -> PointEncoding | PlaneInput:
+    if spec.inputs is None:
+        return _encoding(spec.foreground, 3, spec.num_frequencies)
+    near, far = spec.depth_range
+    return PlaneInput(
+        spec.inputs,
+        w_dim=spec.w_dim,
+        clamp=spec.conv_clamp,
+        magnitude_beta=spec.magnitude_ema_beta,
+        bound=2.0 if spec.depth_warp == "inverse" else far - near,
+    )

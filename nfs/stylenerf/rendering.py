@@ -9,14 +9,20 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn import functional as F
 
 from nfs.geometry import volume
 from nfs.geometry.rays import Rays
-from nfs.stylenerf.field import BackgroundField, ForegroundField
+from nfs.geometry.warps import contracted_points
+from nfs.stylenerf.field import RGB_CHANNELS, RadianceField, ellipsoid_density
+from nfs.stylenerf.spec import Density, GeneratorSpec
 
 PointWarp = Callable[[Tensor, Tensor], Tensor]
 """`(points [B, N, S, 3], cam2world [B, 4, 4]) -> points`, before the foreground is queried."""
+Lookup = Callable[[Tensor], Tensor]
+"""`points [B, P, D] -> numbers [B, P, I]` that a field is given: an encoding, or planes."""
+
+_EXPONENT_LIMIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class RenderDraws:
     """`[B, N, Sb]` uniforms of the background depths."""
     sigma_noise_background: Tensor | None = None
     """`[B, N, Sb]`."""
+    layer_noise: tuple[Tensor, ...] | None = None
+    """Standard normal maps `[B, 1, R, R]` of all noisy layers, planes first, in their order."""
+    roll: Tensor | None = None
+    """`[B]` standard normal of the images' roll."""
     path_offsets: Tensor | None = None
     """`[B, 2]` uniforms that shift the pixels of the path regulariser (`RenderOptions`)."""
 
@@ -89,55 +99,95 @@ class RayResult:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Where rays are sampled."""
-
-    num_samples: int
-    """Foreground samples per ray and pass."""
-    num_background_samples: int
-    """Background samples per ray."""
-    depth_range: tuple[float, float]
-    """Near and far end of the foreground, scene units."""
-    background_start: float
-    """Largest inverse radius of the background, in (0, 1]."""
-
-
-@dataclass(frozen=True)
 class _Pass:
     """Samples of one pass through the foreground."""
 
     depths: Tensor
-    hidden: Tensor
+    """`[B, N, S]` normalised."""
+    values: Tensor
+    """`[B, N, S, H]` what is composited: hidden states, or features where heads are not linear."""
     sigma: Tensor
+    """`[B, N, S]`."""
 
 
-class ForegroundQuery:
-    """The foreground along a set of rays: from normalised depths to hidden states and densities.
+def density(raw: Tensor, kind: Density) -> Tensor:
+    """Turn raw densities into densities; negative ones count as 0 later on."""
+    if kind == "relu":
+        return F.relu(raw)
+    if kind == "softplus":
+        return F.softplus(raw - 1)
+    if kind == "truncated_exponential":
+        return torch.exp(_EXPONENT_LIMIT - F.relu(_EXPONENT_LIMIT - (raw - 1)))
+    return raw
+
+
+class FieldQuery:
+    """A field with its styles and inputs: from points to what is composited, and to features.
 
     Args:
         field: The field.
-        rays: Rays.
+        lookup: Turns points into the field's inputs.
         ws: Styles of the field `[B, num_ws, w_dim]`.
-        depth_range: Near and far, scene units.
+    """
+
+    def __init__(self, field: RadianceField, lookup: Lookup, ws: Tensor) -> None:
+        self.field, self.lookup, self.ws = field, lookup, ws
+
+    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Query `points [B, N, S, D]`: values `[B, N, S, H]` and raw densities `[B, N, S]`."""
+        batch, rays, samples, _ = points.shape
+        encoded = self.lookup(points.reshape(batch, rays * samples, -1))
+        values, sigma = self.field.hidden_and_sigma(encoded, self.ws)
+        if not self.field.linear_heads:
+            values = self.field.features(values, self.ws)
+        return values.reshape(batch, rays, samples, -1), sigma.reshape(batch, rays, samples)
+
+    def composite(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Sum `values [B, N, S, H]` with `weights [B, N, S]`: features `[B, N, 3 + C]`."""
+        return self.features(_composite(weights, values), weights.sum(dim=-1))
+
+    def features(self, values: Tensor, total: Tensor | None = None) -> Tensor:
+        """Turn values `[B, N, H]` of total weight `[B, N]` (None: 1) into `[B, N, 3 + C]`."""
+        return self.field.features(values, self.ws, total) if self.field.linear_heads else values
+
+
+class ForegroundQuery:
+    """The foreground along a set of rays: from normalised depths to values and densities.
+
+    Args:
+        query: The field.
+        rays: Rays.
+        spec: Depths, density and prior.
         warp: Moves points before they are queried, or None; called with points only.
     """
 
     def __init__(
         self,
-        field: ForegroundField,
+        query: FieldQuery,
         rays: Rays,
-        ws: Tensor,
+        spec: GeneratorSpec,
         *,
-        depth_range: tuple[float, float],
         warp: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self.field, self.rays, self.ws = field, rays, ws
-        self.depth_range = depth_range
-        self.warp = warp
+        self.query, self.rays, self.spec, self.warp = query, rays, spec, warp
+
+    def along(self, depths: Tensor) -> Tensor:
+        """Return scene-unit depths of normalised ones."""
+        return volume.scene_depths(depths, self.spec.depth_range, self.spec.depth_warp)
+
+    def weights(self, sigma: Tensor, depths: Tensor) -> volume.RayWeights:
+        """Return the compositing weights of densities at normalised `depths`, both `[B, N, S]`."""
+        closed = self.spec.background is None and self.spec.emptiness == "opaque"
+        return volume.ray_weights(
+            sigma,
+            depths if self.spec.normalized_distances else self.along(depths),
+            scale=self.rays.directions.norm(dim=-1, keepdim=True),
+            last=volume.OPAQUE if closed else 0.0,
+        )
 
     def __call__(self, depths: Tensor, noise: Tensor | None) -> _Pass:
         """Query normalised `depths [B, N, S]`; `noise` is added to the density."""
-        points = self.rays.at(volume.scene_depths(depths, self.depth_range))
+        points = self.rays.at(self.along(depths))
         if self.warp is not None:
             moved = self.warp(points)
             if moved.shape != points.shape:
@@ -145,12 +195,13 @@ class ForegroundQuery:
                     f"point_warp returned {list(moved.shape)} for points {list(points.shape)}"
                 )
             points = moved
-        batch, rays, samples, _ = points.shape
-        hidden, sigma = self.field.hidden_and_sigma(points.reshape(batch, -1, 3), self.ws)
-        sigma = sigma.reshape(batch, rays, samples)
+        spec = self.spec
+        values, sigma = self.query(contracted_points(points, spec.depth_range, spec.depth_warp))
+        if spec.density_prior is not None:
+            sigma = sigma + ellipsoid_density(points, spec.density_prior)
         if noise is not None:
             sigma = sigma + noise
-        return _Pass(depths, hidden.reshape(batch, rays, samples, -1), relu(sigma))
+        return _Pass(depths, values, density(sigma, spec.density))
 
 
 def _per_ray(values: Tensor, num_rays: int) -> Tensor:
@@ -181,20 +232,18 @@ def coarse_depths(rays: Rays, num_samples: int, *, jitter: Tensor | None, traini
     return volume.jitter_depths(depths, _uniforms(jitter, depths)) if training else depths
 
 
-def fine_depths(coarse: _Pass, scale: Tensor, query: ForegroundQuery, uniforms: Tensor) -> Tensor:
+def fine_depths(coarse: _Pass, query: ForegroundQuery, uniforms: Tensor) -> Tensor:
     """Return importance samples `[B, N, S]` of the coarse pass, normalised; no gradient."""
     with torch.no_grad():
-        along = volume.scene_depths(coarse.depths, query.depth_range)
-        weights = volume.ray_weights(coarse.sigma, along, scale=scale, last=0.0).weights
+        weights = query.weights(coarse.sigma, coarse.depths).weights
         return volume.importance_depths(coarse.depths, weights, uniforms)
 
 
 def render_background(
-    field: BackgroundField,
+    query: FieldQuery,
     rays: Rays,
-    code: Tensor,
+    spec: GeneratorSpec,
     *,
-    sampling: Sampling,
     draws: RenderDraws,
     training: bool,
     keep: int = 0,
@@ -206,23 +255,20 @@ def render_background(
         `keep` rays, if any.
     """
     batch, num_rays, _ = rays.directions.shape
-    samples = sampling.num_background_samples
-    even = torch.linspace(-1, 0, samples, device=code.device)
-    depths = even.expand(batch, num_rays, samples) * sampling.background_start
+    samples = spec.num_background_samples
+    even = torch.linspace(-1, 0, samples, device=rays.directions.device)
+    depths = even.expand(batch, num_rays, samples) * spec.background_start
     if training:
         depths = volume.jitter_depths(depths, _uniforms(draws.background_jitter, depths))
     unit = rays.directions / rays.directions.norm(dim=-1, keepdim=True)
-    points = volume.inverted_sphere_points(rays.origins, unit, -depths)
-    hidden, sigma = field.hidden_and_sigma(points.reshape(batch, -1, 4), code)
-    sigma = sigma.reshape(batch, num_rays, samples)
+    values, sigma = query(volume.inverted_sphere_points(rays.origins, unit, -depths))
     noise = _noise(draws.sigma_noise_background, sigma, training=training)
     sigma = sigma if noise is None else sigma + noise
     weights = volume.ray_weights(sigma, depths, scale=1.0, last=volume.OPAQUE).weights
-    hidden = hidden.reshape(batch, num_rays, samples, -1)
-    features = field.features(_composite(weights, hidden), weights.sum(dim=-1))
+    features = query.composite(weights, values)
     if not keep:
         return features, weights, None
-    apart = field.features(hidden[:, -keep:].flatten(1, 2))
+    apart = query.features(values[:, -keep:].flatten(1, 2))
     return features, weights, RaySamples(_per_ray(apart, keep), weights[:, -keep:])
 
 
@@ -235,7 +281,7 @@ def render_foreground(
     training: bool,
     keep: int = 0,
 ) -> tuple[Tensor, volume.RayWeights, tuple[Tensor, Tensor, Tensor], RaySamples | None]:
-    """Render the foreground with both passes.
+    """Render the foreground, with both passes where the generator is hierarchical.
 
     Args:
         query: The field along the rays.
@@ -249,34 +295,41 @@ def render_foreground(
         Features `[B, N, 3 + C]`, weights in sorted order, (sorted, coarse, fine) depths, and the
         samples of the last `keep` rays, if any.
     """
-    scale = query.rays.directions.norm(dim=-1, keepdim=True)
     if depths is None:
         start = coarse_depths(query.rays, num_samples, jitter=draws.depth_jitter, training=training)
     else:
         start = depths[0]
-    noise = _noise(draws.sigma_noise_coarse, start, training=training)
-    coarse = query(start, noise)
-    if depths is not None:
-        chosen = depths[1]
+    coarse = query(start, _noise(draws.sigma_noise_coarse, start, training=training))
+    passes = [coarse]
+    if query.spec.hierarchical:
+        if depths is not None:
+            chosen = depths[1]
+        else:
+            even = torch.linspace(0, 1, num_samples, device=start.device).expand_as(start)
+            uniforms = _uniforms(draws.importance, start) if training else even
+            chosen = fine_depths(coarse, query, uniforms)
+        noise = _noise(draws.sigma_noise_fine, chosen, training=training)
+        passes.insert(0, query(chosen, noise))
     else:
-        even = torch.linspace(0, 1, num_samples, device=start.device).expand_as(start)
-        uniforms = _uniforms(draws.importance, start) if training else even
-        chosen = fine_depths(coarse, scale, query, uniforms)
-    noise = _noise(draws.sigma_noise_fine, chosen, training=training)
-    fine = query(chosen, noise)
-    merged, order = volume.merge_order(fine.depths, coarse.depths)
-    sigma = torch.cat([fine.sigma, coarse.sigma], dim=-1).gather(-1, order)
-    along = volume.scene_depths(merged, query.depth_range)
-    result = volume.ray_weights(sigma, along, scale=scale, last=0.0)
-    unsorted = volume.unsort(result.weights, order)
-    fine_weights = unsorted[..., : chosen.shape[-1]]
-    coarse_weights = unsorted[..., chosen.shape[-1] :]
-    hidden = _composite(fine_weights, fine.hidden) + _composite(coarse_weights, coarse.hidden)
-    features = query.field.features(hidden, query.ws, result.weights.sum(dim=-1))
+        chosen = start[..., :0]
+    merged, order = torch.cat([each.depths for each in passes], dim=-1).sort(dim=-1)
+    sigma = torch.cat([each.sigma for each in passes], dim=-1).gather(-1, order)
+    result = query.weights(sigma, merged)
+    sizes = [each.depths.shape[-1] for each in passes]
+    unsorted = volume.unsort(result.weights, order).split(sizes, dim=-1)
+    parts = [_composite(w, each.values) for w, each in zip(unsorted, passes, strict=True)]
+    total = result.weights.sum(dim=-1)
+    features = query.query.features(parts[0] if len(parts) == 1 else parts[0] + parts[1], total)
+    if query.spec.emptiness == "white":
+        white = F.pad(
+            (1 - total)[..., None].expand(-1, -1, RGB_CHANNELS),
+            (0, features.shape[-1] - RGB_CHANNELS),
+        )
+        features = features + white
     samples = None
     if keep:
-        apart = torch.cat([fine.hidden[:, -keep:], coarse.hidden[:, -keep:]], dim=2)
+        apart = torch.cat([each.values[:, -keep:] for each in passes], dim=2)
         where = order[:, -keep:, :, None].expand(-1, -1, -1, apart.shape[-1])
-        apart = query.field.features(apart.gather(2, where).flatten(1, 2), query.ws)
+        apart = query.query.features(apart.gather(2, where).flatten(1, 2))
         samples = RaySamples(_per_ray(apart, keep), result.weights[:, -keep:])
     return features, result, (merged, start, chosen), samples

@@ -33,6 +33,7 @@ def stage(
     resolution_vol: int,
     img_resolution: int,
     progressive: bool = True,
+    grow_field: bool = False,
 ) -> Stage:
     """Return the active stage.
 
@@ -42,9 +43,14 @@ def stage(
         resolution_vol: Highest resolution of the field.
         img_resolution: Final resolution.
         progressive: False: alpha has no effect.
+        grow_field: Alpha sets the size of the field's map, linearly, and nothing else.
     """
     if alpha != -1 and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be -1 or in [0, 1], got {alpha}")
+    if grow_field:
+        size = resolution_start * (1 - alpha) + resolution_vol * alpha
+        field = resolution_vol if alpha == -1 else min(resolution_vol, int(size))
+        return Stage(field, img_resolution, None)
     levels = growth_levels(resolution_start, resolution_vol, img_resolution)
     fade = None
     if not progressive or alpha in (-1, 1):

@@ -2,7 +2,15 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from nfs.geometry.warps import DepthWarp
+from nfs.stylenerf.encodings import EncodingKind
+
+ColourSource = Literal["features", "separate"]
+Density = Literal["relu", "softplus", "truncated_exponential", "raw"]
+Emptiness = Literal["opaque", "open", "white"]
+InputKind = Literal["tri_plane", "tri_plane_concat", "multi_plane", "volume", "multiscale_volume"]
 
 _CHANNEL_UNIT = 32768
 
@@ -24,6 +32,10 @@ class CameraPrior:
     """Range of the distance in scene units, uniform."""
     gaussian: bool = True
     """Normal instead of uniform yaw and pitch."""
+    angular: bool = True
+    """False: the two ranges are shares of the sphere, yaw / 2 pi and (1 - cos pitch) / 2."""
+    roll_deg: float = 0.0
+    """Twice the standard deviation of the images' roll in training."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,68 @@ class EllipsoidPrior:
     """Half axes along world x (towards the frontal camera), y (image right) and z (up)."""
     strength: float
     """Raw density at the centre, per scene unit."""
+
+
+@dataclass(frozen=True)
+class FieldOptions:
+    """What a radiance field computes beyond its sizes; the defaults are the published foreground.
+
+    Formulas: spec/stylenerf.md 2.3.
+    """
+
+    styled: bool = True
+    """Layers modulated by rows of `ws`; otherwise plain ones."""
+    encoding: EncodingKind = "fourier"
+    """Positional encoding of the points; fields with an `InputSpec` have none."""
+    append_position: bool = False
+    """The point itself joins its encoding."""
+    position_scale: float = 1.0
+    """Points are divided by it before they are encoded."""
+    skip: bool = False
+    """The encoding joins the hidden state again at half of the depth."""
+    colour: ColourSource = "features"
+    """Colour as a linear map of the features, or as separate outputs beside them."""
+    merged_density: bool = False
+    """Density and features from one head."""
+    sigmoid_features: bool = False
+    """Features pass a sigmoid. Costs the heads once per sample instead of once per ray."""
+    normalized_features: bool = False
+    """Features are scaled to unit length per sample. Costs as `sigmoid_features`."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Planes or volumes that a small synthesis stack makes and the foreground looks points up in.
+
+    Formulas: spec/stylenerf.md 2.5.
+    """
+
+    kind: InputKind = "tri_plane"
+    """Three planes (from one image or as three), parallel planes, a volume, or volumes of several
+    frequencies."""
+    resolution: int = 256
+    """Pixels per side of a plane, voxels per side of a volume."""
+    start_resolution: int = 4
+    """Resolution that the stack doubles from."""
+    channels: int = 32
+    """Numbers that a point gets."""
+    num_planes: int = 64
+    """Parallel planes of `multi_plane`."""
+    append_octaves: int | None = None
+    """Encode the point in so many octaves and append it; 0 appends the point alone."""
+    channel_base: float = 1.0
+    """Width of a block: `channel_base * 32768 / resolution`."""
+    channel_max: int = 512
+    """Largest width of a block."""
+    bound: float | None = None
+    """Half the side of the region that the planes cover, scene units; None: the depth range."""
+    num_levels: int = 16
+    """Volumes of `multiscale_volume`; each gives `channels / num_levels` numbers."""
+    level_frequencies: tuple[int, int] = (16, 512)
+    """Cells per side of the coarsest and the finest level."""
+
+
+PLAIN_FIELD = FieldOptions(styled=False)
 
 
 @dataclass(frozen=True)
@@ -89,12 +163,59 @@ class GeneratorSpec:
     """Largest width of the 2-D blocks."""
     conv_clamp: float | None = 256.0
     """Clamp of activations in the 2-D blocks."""
-    magnitude_ema_beta: float = 0.999
+    magnitude_ema_beta: float | None = 0.999
     """Decay of the running mean square of 2-D inputs."""
     progressive: bool = True
     """Whether alpha selects a growth stage."""
     density_prior: EllipsoidPrior | None = None
     """Shape that the density starts from, or None as in the original."""
+    background_num_frequencies: int | None = None
+    """Octaves of the background's positional encoding; None: as the foreground's."""
+    c_dim: int = 0
+    """Size of the label that the mapping network sees beside the latent; 0: none."""
+    foreground: FieldOptions = FieldOptions()
+    """Kind of the foreground field."""
+    background: FieldOptions | None = PLAIN_FIELD
+    """Kind of the background field; None: no background. A styled one has no code."""
+    inputs: InputSpec | None = None
+    """Planes or volumes instead of a positional encoding in the foreground."""
+    emptiness: Emptiness = "opaque"
+    """What light meets that passes the foreground where there is no background: a last sample
+    that is made opaque, nothing (the original's `white_background`, Q26), or a white wall."""
+    density: Density = "relu"
+    """Turns the raw density of the foreground into a density."""
+    hierarchical: bool = True
+    """Second pass at importance samples."""
+    samples_without_curriculum: int | None = None
+    """Samples at alpha -1 instead of `num_samples`; the original takes 20 there (Q17)."""
+    depth_warp: DepthWarp = "linear"
+    """Spacing of depths between near and far."""
+    normalized_distances: bool = False
+    """Gaps between samples in normalised depths instead of scene units."""
+    corner_aligned: bool = False
+    """Outermost pixels on the border of the image, instead of half a pixel inside."""
+    rectangle: tuple[int, int] | None = None
+    """Height and width of the part of the image that is kept; -1 (black) around it."""
+    grow_field: bool = False
+    """Growth enlarges the field's map alone; all 2-D blocks are active from the start."""
+    kernel_size: int = 1
+    """Kernel of the 2-D blocks, 1 or 3."""
+    upsample_mode: str = "nn_cat"
+    """How 2-D blocks double features, see `nfs.stylenerf.upsampling`."""
+    architecture: str = "skip"
+    """`skip`, `orig` or `resnet` 2-D blocks."""
+    use_noise: bool = False
+    """Noise in the 2-D blocks."""
+    single_layer: bool = False
+    """One layer per 2-D block instead of two."""
+    shared_rgb_style: bool = False
+    """Colour layers of the 2-D blocks share the last style."""
+    residual_image: bool = True
+    """Colours of the 2-D blocks are added to the volume-rendered image."""
+    flip_up_kernel: bool = False
+    """Larger kernels of learned doublings are flipped, as in the original (Q25)."""
+    camera_head: tuple[int, int, int] | None = None
+    """Sizes (input, hidden, output) of a network that predicts cameras from a style."""
     cameras: CameraPrior = field(default_factory=CameraPrior)
     """Cameras of training."""
 
@@ -122,12 +243,23 @@ class GeneratorSpec:
         prior = dict(values.pop("cameras"))
         for key in ("yaw_rad", "pitch_rad", "radius"):
             prior[key] = tuple(prior[key])
-        shape = values.pop("density_prior", None)
-        if shape is not None:
-            shape = EllipsoidPrior(tuple(shape["radii"]), shape["strength"])
-        values["density_prior"] = shape
-        values["depth_range"] = tuple(values["depth_range"])
-        return cls(cameras=CameraPrior(**prior), **values)
+        for key, make in _NESTED.items():
+            if values.get(key) is not None:
+                values[key] = make(**_tuples(values[key]))
+        return cls(cameras=CameraPrior(**prior), **_tuples(values))
+
+
+_NESTED = {
+    "density_prior": EllipsoidPrior,
+    "foreground": FieldOptions,
+    "background": FieldOptions,
+    "inputs": InputSpec,
+}
+
+
+def _tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the specs have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()}
 
 
 @dataclass(frozen=True)
