@@ -23,10 +23,11 @@ from nfs.runtime.local import LocalContext
 from nfs.stylenerf.cameras import draw_cameras
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.generator import Generator, RenderOptions
-from nfs.stylenerf.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
+from nfs.stylenerf.losses import fake_loss, lazy_adam, r1_penalty, real_loss
 from nfs.stylenerf.rendering import RenderDraws
+from nfs.stylenerf.settings import GanSettings
 from nfs.stylenerf.spec import DiscriminatorSpec, GeneratorSpec
-from nfs.stylenerf.task import GanSettings, StyleNerfTask
+from nfs.stylenerf.task import StyleNerfTask
 from nfs.tracking.null import NullTracker
 from nfs.training.ema import ema_beta
 
@@ -106,11 +107,11 @@ def compare_training(report: Report, generator: Generator, discriminator: Discri
         image = generator.synthesis(
             ws, cameras, background_code=code, options=chosen, draws=draws
         ).image
-        return generator_loss(discriminator(image))
+        return real_loss(discriminator(image))
 
     def plain() -> Tensor:
         image = PlainGenerator(generator)(ws, cameras, code, depths=depths, draws=draws).image
-        return generator_loss(PlainDiscriminator(discriminator)(image))
+        return real_loss(PlainDiscriminator(discriminator)(image))
 
     found = []
     networks = nn.ModuleList([generator, discriminator])
@@ -154,7 +155,9 @@ def time_forward(report: Report, generator: Generator, repeats: int) -> None:
 def time_iteration(
     report: Report, generator: Generator, discriminator: Discriminator, repeats: int
 ) -> None:
-    settings = GanSettings(batch_size=BATCH, ema_kimg=KIMG, r1_interval=R1_INTERVAL)
+    settings = GanSettings(
+        batch_size=BATCH, ema_kimg=KIMG, r1_interval=R1_INTERVAL, pl_weight=0, path_pixels=0
+    )
     batch = {"image": torch.randint(0, 256, (BATCH, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)}
     task = StyleNerfTask(copy.deepcopy(generator), copy.deepcopy(discriminator), settings)
     baseline = PlainTrainer(copy.deepcopy(generator), copy.deepcopy(discriminator), settings)
@@ -206,11 +209,11 @@ class PlainTrainer:
         """One iteration."""
         real = images.float() / 127.5 - 1
         score = PlainDiscriminator(self.D)
-        self._phase(self.G, self.G_optimizer, lambda: generator_loss(score(self._fakes())))
+        self._phase(self.G, self.G_optimizer, lambda: real_loss(score(self._fakes())))
         self._phase(
             self.D,
             self.D_optimizer,
-            lambda: discriminator_loss(score(self._fakes()), score(real)),
+            lambda: fake_loss(score(self._fakes())) + real_loss(score(real)),
         )
         if with_r1:
             self._phase(self.D, self.D_optimizer, lambda: self._r1(score, real))

@@ -7,7 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nfs.config.base import Config, JobConfig
+from nfs.config.base import Config, TrainingConfig
+
+AugmentOperations = Literal[
+    "blit", "geom", "color", "filter", "noise", "cutout",
+    "bg", "bgc0", "bgc", "bgcf", "bgcfn", "bgcfnc",
+]  # fmt: skip
 
 
 class DensityPriorConfig(Config):
@@ -120,6 +125,8 @@ class FittedCameras(Config):
     """Smallest standard deviation of yaw and pitch."""
     max_spread_rad: float = Field(0.3, gt=0)
     """Largest standard deviation of yaw and pitch."""
+    per_image: bool = False
+    """See fakes from the cameras of the batch's images instead of the normal distribution."""
 
 
 class GrowthConfig(Config):
@@ -127,12 +134,14 @@ class GrowthConfig(Config):
 
     start_kimg: float = Field(500.0, ge=0)
     """Images (thousands) at the first resolution."""
-    end_kimg: float = Field(5000.0, ge=0)
-    """Images (thousands) after which everything is active."""
+    end_kimg: float | None = Field(5000.0, ge=0)
+    """Images (thousands) after which everything is active; null: it never grows."""
+    first_alpha: float = Field(0.0, ge=0, lt=1)
+    """Stage that growth starts from: 0 is the first resolution, 1 everything."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.end_kimg < self.start_kimg:
+        if self.end_kimg is not None and self.end_kimg < self.start_kimg:
             raise ValueError("end_kimg is below start_kimg")
         return self
 
@@ -165,19 +174,65 @@ class GanOptimizer(Config):
     """Half-life of the averaged generator, thousands of images."""
     ema_rampup: float | None = Field(None, gt=0)
     """Shortens the half-life to this share of the images seen so far; null: constant."""
+    discriminator_ema: bool = False
+    """Average the discriminator too."""
 
 
 class GanLoss(Config):
     """Losses."""
 
     r1_gamma: float = Field(0.5, ge=0)
-    """Weight of the R1 penalty, applied as gamma / 2."""
+    """Weight of the R1 penalty, applied as gamma / 2; 0 leaves it out."""
     r1_interval: int = Field(16, ge=1)
     """Steps between R1 penalties, each scaled by the interval."""
+    pl_weight: float = Field(2.0, ge=0)
+    """Weight of the path-length penalty of the generator; 0 leaves it out."""
+    pl_interval: int = Field(4, ge=1)
+    """Steps between path-length penalties, each scaled by the interval."""
+    pl_decay: float = Field(0.01, gt=0, le=1)
+    """Share of a new path length in its running mean."""
+    pl_batch_shrink: int = Field(2, ge=1)
+    """The path-length penalty sees the batch divided by this."""
+    path_pixels: int = Field(16, ge=0)
+    """Pixels per side at which the NeRF-path regulariser compares field and image; 0: none."""
+    path_weight: float = Field(1.0, gt=0)
+    """Weight of the NeRF-path regulariser."""
+    path_fade: bool = False
+    """Fade the regulariser's colours as the image fades in; published weights did not."""
+    label_smooth: float = Field(0.0, ge=0, le=0.5)
+    """Share of the opposite label in the losses of fakes (G) and real images (D)."""
+    camera_weight: float = Field(1.0, ge=0)
+    """Weight of the camera loss of a discriminator that predicts cameras."""
     style_mixing_prob: float = Field(0.9, ge=0, le=1)
     """Share of batches whose later layers get another style."""
     share_fakes: bool = False
     """Train the discriminator on the generator step's images instead of drawing new ones."""
+
+
+class FixedAugment(Config):
+    """Distort what the discriminator sees with a fixed strength."""
+
+    kind: Literal["fixed"] = "fixed"
+    operations: AugmentOperations = "bgc"
+    """Set of operations (b blit, g geometry, c colour, f filter, n noise, c cutout)."""
+    p: float = Field(0.2, ge=0, le=1)
+    """Probability of each operation."""
+
+
+class AdaptiveAugmentConfig(Config):
+    """Distort what the discriminator sees the more, the surer it is of real images (ADA)."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    operations: AugmentOperations = "bgc"
+    """Set of operations (b blit, g geometry, c colour, f filter, n noise, c cutout)."""
+    initial_p: float = Field(0.0, ge=0, le=1)
+    """Probability of each operation at the start."""
+    target: float = Field(0.6, gt=-1, lt=1)
+    """Mean sign of the logits of real images that the strength aims at."""
+    kimg: float = Field(500.0, gt=0)
+    """Images (thousands) in which the strength can rise from 0 to 1."""
+    every: int = Field(4, ge=1)
+    """Steps between changes of the strength."""
 
 
 class WarmStartConfig(Config):
@@ -193,7 +248,7 @@ class WarmStartConfig(Config):
     """Evenly spaced frames that the linear code is fitted to."""
 
 
-class TrainStylenerfConfig(JobConfig):
+class TrainStylenerfConfig(TrainingConfig):
     """Train StyleNeRF on the aligned frames of `clips`."""
 
     clips: str
@@ -212,12 +267,18 @@ class TrainStylenerfConfig(JobConfig):
     """Optimisers."""
     loss: GanLoss = GanLoss()
     """Losses."""
+    augment: Annotated[FixedAugment | AdaptiveAugmentConfig, Field(discriminator="kind")] | None = (
+        None
+    )
+    """Augmentation of the discriminator's images; null: none."""
     warm_start: WarmStartConfig | None = None
     """Start by reconstruction (runs of minutes on a few clips); null as published."""
     total_samples: int = Field(25_000_000, ge=1)
     """Length of the training, images."""
     batch_size: int = Field(64, ge=2)
     """Images per step over all workers."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Most images of one worker in one pass; more are divided into rounds. Null: one pass."""
     log_every: int = Field(4_096, ge=1)
     """Images between points of the loss curves."""
     evaluate_every: int = Field(40_960, ge=1)
@@ -234,10 +295,10 @@ class TrainStylenerfConfig(JobConfig):
             raise ValueError(
                 f"batch_size={self.batch_size} is not divisible by launch.num_workers={workers}"
             )
-        per_worker = self.batch_size // workers
-        if per_worker % min(group, per_worker):
+        per_pass = self._images_per_pass(self.batch_size // workers)
+        if per_pass % min(group, per_pass):
             raise ValueError(
-                f"{per_worker} images per worker are not a multiple of "
+                f"{per_pass} images per worker and pass are not a multiple of "
                 f"discriminator.mbstd_group_size={group}"
             )
         if self.checkpoint_every % self.log_every:
@@ -246,3 +307,18 @@ class TrainStylenerfConfig(JobConfig):
                 f"log_every={self.log_every}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _regulariser(self) -> Self:
+        sizes = self.generator
+        smallest = min(2 * sizes.resolution_start, sizes.img_resolution)
+        if self.loss.path_pixels > smallest:
+            raise ValueError(
+                f"loss.path_pixels={self.loss.path_pixels} exceeds {smallest} px, the first "
+                "resolution after generator.resolution_start; choose a divisor of it, or 0"
+            )
+        return self
+
+    def _images_per_pass(self, per_worker: int) -> int:
+        limit = self.micro_batch or per_worker
+        return max(n for n in range(1, min(limit, per_worker) + 1) if per_worker % n == 0)

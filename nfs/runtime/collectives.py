@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,17 @@ def mean_over_ranks(
         dist.all_reduce(stacked)
         stacked = stacked / world_size
     return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def average_over_ranks(tensors: Sequence[torch.Tensor], world_size: int) -> None:
+    """Replace float tensors by their means over ranks, with one collective."""
+    if world_size == 1 or not tensors:
+        return
+    flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.detach().copy_(mean.reshape(tensor.shape))
 
 
 def init_from_environment() -> tuple[int, int]:

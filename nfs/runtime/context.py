@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,10 @@ class WorkerContext(Protocol):
 
     def mean(self, values: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
         """Return the mean over ranks of each value. Collective: same keys on every rank."""
+        ...
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its mean over ranks. Collective: same shapes on every rank."""
         ...
 
     def barrier(self) -> None:
@@ -61,3 +66,10 @@ def unwrap(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return module.module
     return module
+
+
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which gradients stay on this rank (all passes but the last of a step)."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from nfs.runtime.collectives import init_from_environment, mean_over_ranks, pick_device, wrap_ddp
+from nfs.runtime.collectives import (
+    average_over_ranks,
+    init_from_environment,
+    mean_over_ranks,
+    pick_device,
+    wrap_ddp,
+)
 from nfs.tracking.null import NullTracker
 from nfs.tracking.protocol import Tracker
 
@@ -49,6 +55,10 @@ class LocalContext:
     def mean(self, values: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
         """Return the mean over ranks of each value."""
         return mean_over_ranks(values, self.device, self.world_size)
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its mean over ranks."""
+        average_over_ranks(tensors, self.world_size)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nfs.artifacts.manifest import read_manifest
-from nfs.config.train_stylenerf import FittedCameras, TrainStylenerfConfig
+from nfs.config.train_stylenerf import FittedCameras, FixedAugment, TrainStylenerfConfig
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.seeding import seed_everything
 from nfs.stylenerf.dataset import FrameImages, FrameIndex, index_frames
@@ -14,8 +14,9 @@ from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.export import export_generator, load_discriminator, load_generator
 from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
+from nfs.stylenerf.settings import AugmentSettings, GanSettings
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, EllipsoidPrior, GeneratorSpec
-from nfs.stylenerf.task import GanSettings, StyleNerfTask
+from nfs.stylenerf.task import StyleNerfTask
 from nfs.stylenerf.warm_start import fit_linear_encoder
 from nfs.training.loop import LoopSettings, train
 
@@ -63,6 +64,7 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         checkpoint_every=config.checkpoint_every,
         evaluate_every=config.evaluate_every,
         seed=config.seed,
+        loader=config.loader,
     )
     return dict(train(task, dataset, settings, context))
 
@@ -94,18 +96,32 @@ def build_discriminator(config: TrainStylenerfConfig) -> Discriminator:
 
 def build_settings(config: TrainStylenerfConfig) -> GanSettings:
     """Return the numbers of the training."""
-    warm = config.warm_start
+    warm, cameras = config.warm_start, config.cameras
     return GanSettings(
         warm_start_kimg=0.0 if warm is None else warm.kimg,
         reconstruction_weight=0.0 if warm is None else warm.weight,
         batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
         total_samples=config.total_samples,
         growth_start_kimg=config.growth.start_kimg,
         growth_end_kimg=config.growth.end_kimg,
+        growth_first_alpha=config.growth.first_alpha,
+        image_cameras=isinstance(cameras, FittedCameras) and cameras.per_image,
         grid_size=config.grid_size,
+        augment=build_augment(config),
         **config.optimizer.model_dump(),
         **config.loss.model_dump(),
     )
+
+
+def build_augment(config: TrainStylenerfConfig) -> AugmentSettings | None:
+    """Return how the discriminator's images are distorted."""
+    augment = config.augment
+    if augment is None:
+        return None
+    if isinstance(augment, FixedAugment):
+        return AugmentSettings(augment.operations, initial_p=augment.p)
+    return AugmentSettings(**augment.model_dump(exclude={"kind"}))
 
 
 def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
@@ -139,7 +155,9 @@ def build_dataset(
         chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
         images = (dataset.pixels(int(i)) for i in chosen)
         dataset.encoder = fit_linear_encoder(images, config.generator.z_dim)
-        if isinstance(config.cameras, FittedCameras):
-            angles = read_angles(config.cameras.path)
-            dataset.angles = frame_angles(angles, index.keys, prior)
+    if isinstance(config.cameras, FittedCameras) and (
+        config.warm_start is not None or config.cameras.per_image
+    ):
+        angles = read_angles(config.cameras.path)
+        dataset.angles = frame_angles(angles, index.keys, prior)
     return dataset

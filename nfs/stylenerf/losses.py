@@ -1,18 +1,28 @@
-"""Adversarial losses (spec/stylenerf.md 2.8)."""
+"""Adversarial losses and regularisers (spec/stylenerf.md 2.8)."""
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating loss of the generator: mean of `softplus(-D(fake))`."""
-    return F.softplus(-fake_logits).mean()
+def real_loss(logits: Tensor, label_smooth: float = 0.0) -> Tensor:
+    """Mean of `softplus(-logits)`: how little they look real; the generator's loss on its fakes.
+
+    Args:
+        logits: `[B, 1]`.
+        label_smooth: Share of the opposite loss.
+    """
+    loss = F.softplus(-logits).mean()
+    if label_smooth == 0:
+        return loss
+    return (1 - label_smooth) * loss + label_smooth * F.softplus(logits).mean()
 
 
-def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """Logistic loss of the discriminator: fakes down, reals up."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+def fake_loss(logits: Tensor) -> Tensor:
+    """Mean of `softplus(logits)`: how little they look fake."""
+    return F.softplus(logits).mean()
 
 
 def reconstruction_loss(fake: Tensor, real: Tensor) -> Tensor:
@@ -29,7 +39,20 @@ def r1_penalty(real_logits: Tensor, real: Tensor, gamma: float) -> Tensor:
         gamma: Weight.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean() * (gamma / 2)
+    return gradient.float().square().sum(dim=(1, 2, 3)).mean() * (gamma / 2)
+
+
+def path_lengths(image: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
+    """Return how far images move per unit of style, `[B]` (StyleGAN2, section 3.2).
+
+    Args:
+        image: `[B, 3, R, R]`, made from `ws`.
+        ws: Styles `[B, num_ws, w_dim]`.
+        noise: Standard normal direction `[B, 3, R, R]`.
+    """
+    noise = noise / math.sqrt(image.shape[2] * image.shape[3])
+    (gradient,) = torch.autograd.grad((image * noise).sum(), ws, create_graph=True)
+    return gradient.float().square().sum(dim=2).mean(dim=1).sqrt()
 
 
 def lazy_adam(

@@ -1,10 +1,14 @@
 """The adversarial training of StyleNeRF as a `TrainTask`.
 
-Legend: B images of this rank. G, D, G_ema as in the literature. Phases: spec/stylenerf.md 2.8.
+Legend: B images of this rank, divided into rounds whose gradients add up. G, D, G_ema as in the
+literature. Phases: `nfs.stylenerf.phases`.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,78 +17,66 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfs.geometry.cameras import orbit_cameras
-from nfs.runtime.context import WorkerContext, unwrap
-from nfs.stylenerf.cameras import draw_cameras, middle_camera
+from nfs.runtime.context import WorkerContext, no_sync, unwrap
+from nfs.stylenerf.adaptive import AdaptiveAugment
+from nfs.stylenerf.cameras import middle_camera
 from nfs.stylenerf.discriminator import Discriminator
-from nfs.stylenerf.evaluation import evaluate_generator
+from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator
 from nfs.stylenerf.export import export_generator
-from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
-from nfs.stylenerf.losses import (
-    discriminator_loss,
-    generator_loss,
-    lazy_adam,
-    r1_penalty,
-    reconstruction_loss,
+from nfs.stylenerf.generator import Generator, RenderOptions
+from nfs.stylenerf.latents import Coded, Conditions, FakeInputs, draw_inputs
+from nfs.stylenerf.losses import lazy_adam, reconstruction_loss
+from nfs.stylenerf.phases import (
+    Critic,
+    PhaseLoss,
+    discriminator_main,
+    discriminator_r1,
+    drop_gradients,
+    generator_main,
+    generator_path_length,
+    idle_parameters,
+    main_options,
+    plain_options,
+    touch,
 )
+from nfs.stylenerf.settings import GanSettings
 from nfs.training.ema import Ema, ema_beta
 from nfs.training.guard import guarded_step
 from nfs.training.task import Evaluation
 
+_RUNNING_MEANS = ("w_avg", "magnitude")
 
-@dataclass(frozen=True)
-class GanSettings:
-    """Numbers of the training; see `nfs.config.train_stylenerf` for units and meaning."""
 
-    batch_size: int
-    """Global batch."""
-    total_samples: int = 25_000_000
-    generator_lr: float = 0.0025
-    discriminator_lr: float = 0.0025
-    final_lr_scale: float = 1.0
-    betas: tuple[float, float] = (0.0, 0.99)
-    r1_gamma: float = 0.5
-    r1_interval: int = 16
-    style_mixing_prob: float = 0.9
-    share_fakes: bool = False
-    ema_kimg: float = 20.0
-    ema_rampup: float | None = None
-    warm_start_kimg: float = 0.0
-    reconstruction_weight: float = 0.0
-    growth_start_kimg: float = 0.0
-    growth_end_kimg: float = 0.0
-    grid_size: int = 8
+@dataclass
+class _Side:
+    """One of the two players: its network, and what updates it."""
 
-    def alpha(self, samples_seen: int) -> float:
-        """Return the growth stage in [0, 1]."""
-        start, end = 1000 * self.growth_start_kimg, 1000 * self.growth_end_kimg
-        if samples_seen >= end:
-            return 1.0
-        return max(0.0, (samples_seen - start) / (end - start)) if end > start else 0.0
-
-    def lr_scale(self, samples_seen: int) -> float:
-        """Return the factor of both learning rates."""
-        share = min(1.0, samples_seen / self.total_samples)
-        return 1.0 + share * (self.final_lr_scale - 1.0)
-
-    def adversarial(self, samples_seen: int) -> bool:
-        """Return whether the warm start is over."""
-        return samples_seen >= 1000 * self.warm_start_kimg
-
-    def num_coded(self, samples_seen: int, count: int) -> int:
-        """Return how many of `count` fakes are made from the codes of real images."""
-        if not self.adversarial(samples_seen):
-            return count
-        return count // 2 if self.reconstruction_weight > 0 else 0
+    network: nn.Module
+    wrapped: nn.Module
+    """DDP, or the network itself: for passes whose gradients are wanted."""
+    lr: float
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+    """What is trained."""
 
 
 @dataclass(frozen=True)
-class _Coded:
-    """Fakes that reproduce the first images of a batch."""
+class _Round:
+    """One pass's part of this rank's batch."""
 
-    codes: Tensor
-    """`[K, z_dim]`."""
-    cam2world: Tensor
-    """`[K, 4, 4]`, or `[1, 4, 4]` for all."""
+    real: Tensor
+    """`[b, 3, R, R]` in [-1, 1] at the current resolution."""
+    conditions: Conditions
+    coded: Coded | None
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What the clock decides for a step."""
+
+    alpha: float
+    adversarial: bool
+    where: str
 
 
 class StyleNerfTask:
@@ -95,6 +87,7 @@ class StyleNerfTask:
         discriminator: D, on any device.
         settings: Numbers.
         card: Facts about data and configuration for the model card.
+        evaluator: Measures and draws G_ema; by default a grid alone.
     """
 
     def __init__(
@@ -103,74 +96,102 @@ class StyleNerfTask:
         discriminator: Discriminator,
         settings: GanSettings,
         card: dict[str, Any] | None = None,
+        evaluator: GeneratorEvaluator | None = None,
     ) -> None:
         self.G, self.D = generator, discriminator
         self.settings = settings
         self.card = card or {}
+        self.evaluator = evaluator or GeneratorEvaluator(EvaluationSettings(settings.grid_size))
+        self._evaluation: Evaluation | None = None
 
     def setup(self, context: WorkerContext) -> None:
         """Move, wrap and average the networks, make the optimisers."""
         settings = self.settings
-        self.device = context.device
+        self.context, self.device = context, context.device
         self.G.to(self.device).train()
         self.D.to(self.device).train()
         self.G_ema = Ema(self.G)
-        self._G = context.wrap(self.G)
-        self._D = context.wrap(self.D)
-        self.G, self.D = _generator(self._G), _discriminator(self._D)
-        lr, betas = lazy_adam(settings.discriminator_lr, settings.betas, settings.r1_interval)
-        self.D_lr = lr
-        self.D_optimizer = torch.optim.Adam(self.D.parameters(), lr=lr, betas=betas, eps=1e-8)
-        # Without a lazy regulariser of G there is no extra step to correct for.
-        lr, betas = lazy_adam(settings.generator_lr, settings.betas, None)
-        self.G_lr = lr
-        self.G_optimizer = torch.optim.Adam(self.G.parameters(), lr=lr, betas=betas, eps=1e-8)
+        self.D_ema = Ema(self.D) if settings.discriminator_ema else None
+        self.pl_mean = torch.zeros((), device=self.device)
+        self.augment = AdaptiveAugment(settings.augment, settings.batch_size, self.device)
+        interval = settings.pl_interval if settings.pl_weight > 0 else None
+        self.g = self._side(context, self.G, settings.generator_lr, interval)
+        interval = settings.r1_interval if settings.r1_gamma > 0 else None
+        self.d = self._side(context, self.D, settings.discriminator_lr, interval)
+        self._means = [
+            buffer
+            for name, buffer in self.G.named_buffers()
+            if name.rsplit(".", 1)[-1] in _RUNNING_MEANS
+        ]
+
+    def _side(
+        self, context: WorkerContext, network: nn.Module, lr: float, interval: int | None
+    ) -> _Side:
+        lr, betas = lazy_adam(lr, self.settings.betas, interval)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, eps=1e-8)
+        return _Side(network, context.wrap(network), lr, optimizer, parameters)
 
     def train_step(self, batch: dict[str, Tensor], samples_seen: int) -> dict[str, Tensor]:
-        """Step G, then D, then D's R1 penalty when it is due; D waits during a warm start.
+        """Step G and D, each with its regulariser when it is due; D waits during a warm start.
 
         Args:
-            batch: `image`: uint8 `[B, 3, R, R]`; for a warm start `code`: `[B, z_dim]` and, if
-                cameras are known, `yaw_pitch`: `[B, 2]`.
+            batch: `image`: uint8 `[B, 3, R, R]`; with labels `label [B, c_dim]`; with known
+                cameras `yaw_pitch [B, 2]`; for a warm start `code [B, z_dim]`.
             samples_seen: The clock.
         """
         settings = self.settings
-        where = f"samples_seen={samples_seen}"
-        alpha = settings.alpha(samples_seen)
-        self._set_rates(settings.lr_scale(samples_seen))
-        real = self._real(batch["image"], alpha)
-        adversarial = settings.adversarial(samples_seen)
-        coded = self._coded(batch, settings.num_coded(samples_seen, len(real)))
-        fake, metrics = self._step_generator(
-            real, coded, alpha=alpha, adversarial=adversarial, where=where
+        now = _Moment(
+            settings.alpha(samples_seen),
+            settings.adversarial(samples_seen),
+            f"samples_seen={samples_seen}",
         )
-        if adversarial and not settings.share_fakes:
-            with torch.no_grad():
-                fake = self._fakes(self.G, len(real), alpha, None).image
-        if adversarial:
-            metrics |= self._step_discriminator(fake.detach(), real, alpha, where)
-        if adversarial and (samples_seen // settings.batch_size) % settings.r1_interval == 0:
-            metrics |= self._step_r1(real, alpha, where)
-        half_life = settings.ema_kimg
-        if settings.ema_rampup is not None:
-            half_life = min(half_life, samples_seen * settings.ema_rampup / 1000)
-        self.G_ema.update(self.G, ema_beta(settings.batch_size, half_life))
-        return metrics
+        for side in (self.g, self.d):
+            for group in side.optimizer.param_groups:
+                group["lr"] = side.lr * settings.lr_scale(samples_seen)
+        rounds = self._rounds(batch, samples_seen, now.alpha)
+        fakes: list[Tensor] = []
+        metrics = self._generator_main(rounds, fakes, now)
+        if now.adversarial:
+            if settings.pl_weight > 0 and settings.due(samples_seen, settings.pl_interval):
+                metrics |= self._generator_path_length(rounds, now)
+            metrics |= self._discriminator_main(rounds, fakes, now)
+            if settings.r1_gamma > 0 and settings.due(samples_seen, settings.r1_interval):
+                metrics |= self._discriminator_r1(rounds, now)
+        self._follow(metrics, samples_seen)
+        resolution = self.G.stage(now.alpha).image_resolution
+        return metrics | {
+            "growth/alpha": torch.tensor(now.alpha),
+            "growth/resolution_px": torch.tensor(float(resolution)),
+            "augment/p": torch.tensor(self.augment.p),
+            "score/path_length_mean": self.pl_mean.clone(),
+        }
 
-    def evaluate(self, samples_seen: int) -> Evaluation:
-        """Draw fixed latents from fixed cameras with G_ema; measure opacity and depth."""
+    def prepare_evaluation(self, samples_seen: int) -> None:
+        """Measure and draw with G_ema; every rank does its share."""
         G_ema = _generator(self.G_ema.module)
         alpha = self.settings.alpha(samples_seen)
-        return evaluate_generator(G_ema, count=self.settings.grid_size, alpha=alpha)
+        self._evaluation = self.evaluator.run(G_ema, alpha=alpha, samples_seen=samples_seen)
+
+    def evaluate(self, samples_seen: int) -> Evaluation:
+        """Return what `prepare_evaluation` found; measure now if it was not called."""
+        if self._evaluation is None:
+            self.prepare_evaluation(samples_seen)
+        evaluation, self._evaluation = self._evaluation, None
+        assert evaluation is not None
+        return evaluation
 
     def state_dict(self) -> dict[str, Any]:
-        """Return networks, averages and optimisers."""
+        """Return networks, averages, optimisers, and what the regularisers remember."""
         return {
             "G": self.G.state_dict(),
             "D": self.D.state_dict(),
             "G_ema": self.G_ema.module.state_dict(),
-            "G_optimizer": self.G_optimizer.state_dict(),
-            "D_optimizer": self.D_optimizer.state_dict(),
+            "D_ema": None if self.D_ema is None else self.D_ema.module.state_dict(),
+            "G_optimizer": self.g.optimizer.state_dict(),
+            "D_optimizer": self.d.optimizer.state_dict(),
+            "pl_mean": self.pl_mean,
+            "augment": self.augment.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,8 +199,12 @@ class StyleNerfTask:
         self.G.load_state_dict(state["G"])
         self.D.load_state_dict(state["D"])
         self.G_ema.module.load_state_dict(state["G_ema"])
-        self.G_optimizer.load_state_dict(state["G_optimizer"])
-        self.D_optimizer.load_state_dict(state["D_optimizer"])
+        if self.D_ema is not None:
+            self.D_ema.module.load_state_dict(state["D_ema"])
+        self.g.optimizer.load_state_dict(state["G_optimizer"])
+        self.d.optimizer.load_state_dict(state["D_optimizer"])
+        self.pl_mean = state["pl_mean"].to(self.device)
+        self.augment.load_state_dict(state["augment"])
 
     def export(self, directory: Path) -> None:
         """Write G, G_ema and D as a checkpoint directory."""
@@ -191,19 +216,20 @@ class StyleNerfTask:
             card=self.card,
         )
 
-    def _set_rates(self, scale: float) -> None:
-        for optimizer, lr in ((self.G_optimizer, self.G_lr), (self.D_optimizer, self.D_lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * scale
-
-    def _coded(self, batch: dict[str, Tensor], count: int) -> _Coded | None:
-        if count == 0:
-            return None
-        codes = batch["code"][:count]
-        if "yaw_pitch" in batch:
-            yaw, pitch = batch["yaw_pitch"][:count].unbind(dim=1)
-            return _Coded(codes, orbit_cameras(yaw, pitch, sum(self.G.spec.cameras.radius) / 2))
-        return _Coded(codes, middle_camera(self.G.spec.cameras, codes))
+    def _rounds(self, batch: dict[str, Tensor], samples_seen: int, alpha: float) -> list[_Round]:
+        settings = self.settings
+        real = self._real(batch["image"], alpha)
+        size = len(real) // settings.num_rounds(len(real))
+        rounds = []
+        for first in range(0, len(real), size):
+            rows = {name: value[first : first + size] for name, value in batch.items()}
+            conditions = Conditions(
+                c=rows.get("label"),
+                yaw_pitch=rows["yaw_pitch"] if settings.image_cameras else None,
+            )
+            coded = self._coded(rows, settings.num_coded(samples_seen, size))
+            rounds.append(_Round(real[first : first + size], conditions, coded))
+        return rounds
 
     def _real(self, images: Tensor, alpha: float) -> Tensor:
         """Convert to [-1, 1] and resize to the stage: `[B, 3, r, r]`."""
@@ -213,132 +239,153 @@ class StyleNerfTask:
             real = F.interpolate(real, size=(size, size), mode="area")
         return real
 
-    def _fakes(
-        self, network: nn.Module, count: int, alpha: float, coded: _Coded | None
-    ) -> Rendering:
-        """Draw latents, cameras and mixing from torch's global generator and render.
+    def _coded(self, batch: dict[str, Tensor], count: int) -> Coded | None:
+        if count == 0:
+            return None
+        codes = batch["code"][:count]
+        if "yaw_pitch" in batch:
+            yaw, pitch = batch["yaw_pitch"][:count].unbind(dim=1)
+            return Coded(codes, orbit_cameras(yaw, pitch, sum(self.G.spec.cameras.radius) / 2))
+        return Coded(codes, middle_camera(self.G.spec.cameras, codes))
 
-        The first rows are `coded`: they reproduce real images.
-
-        DDP expects a backward pass after each forward with gradients, and skips the exchange of
-        buffers after one without: so `network` is the wrapper only where gradients are wanted.
-        """
-        z = torch.randn(count, self.G.z_dim, device=self.device)
-        code = torch.randn(count, self.G.background_dim, device=self.device)
-        cameras = draw_cameras(self.G.spec.cameras, count, device=self.device)
-        background = cameras.clone()
-        if coded is not None:
-            first = slice(len(coded.codes))
-            z[first], cameras[first] = coded.codes, coded.cam2world
-            code[first] = coded.codes[:, : self.G.background_dim]
-            # In an aligned crop the background stays where it is when the head turns.
-            background[first] = self.G.frozen_background_camera(1)
-        mixing = None
-        if coded is None and float(torch.rand(())) < self.settings.style_mixing_prob:
-            cutoff = int(torch.randint(1, self.G.num_ws, ()))
-            mixing = (torch.randn(count, self.G.z_dim, device=self.device), cutoff)
-        rendering: Rendering = network(
-            z,
-            cameras,
-            background_code=code,
-            mixing=mixing,
-            options=RenderOptions(alpha=alpha, background_cam2world=background),
+    def _draw(self, part: _Round, count: int, coded: Coded | None = None) -> FakeInputs:
+        return draw_inputs(
+            self.G,
+            count,
+            conditions=part.conditions,
+            mixing_prob=self.settings.style_mixing_prob,
+            coded=coded,
         )
-        return rendering
 
-    def _step_generator(
-        self, real: Tensor, coded: _Coded | None, *, alpha: float, adversarial: bool, where: str
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        self.D.requires_grad_(False)
-        self.G.requires_grad_(True)
-        self.G_optimizer.zero_grad(set_to_none=True)
-        rendering = self._fakes(self._G, len(real), alpha, coded)
-        terms: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.device)
-        if adversarial:
-            terms["loss/g"] = generator_loss(self.D(rendering.image, alpha=alpha))
-            total = total + terms["loss/g"]
-        if coded is not None:
-            first = slice(len(coded.codes))
-            error = reconstruction_loss(rendering.image[first], real[first])
-            terms["loss/g_reconstruction"] = error
-            total = total + self.settings.reconstruction_weight * error
-        idle = list(self._idle(self.G.upsampler.blocks, self.G.stage(alpha).image_resolution))
-        torch.autograd.backward(total + _touch(idle))
-        _forget(idle)
-        norm = guarded_step(self.G_optimizer, terms, self.G.parameters(), where)
-        opacity = rendering.opacity.detach()
-        metrics = {
-            **{name: term.detach() for name, term in terms.items()},
-            "grad/g_norm": norm,
-            "render/opacity": opacity.mean(),
-            "render/depth_std": rendering.depth.detach().std(),
-            "growth/alpha": torch.tensor(alpha),
-        }
-        return rendering.image, metrics
+    def _critic(self, network: nn.Module, now: _Moment) -> Critic:
+        return Critic(network, now.alpha, self.augment)
 
-    def _step_discriminator(
-        self, fake: Tensor, real: Tensor, alpha: float, where: str
+    def _generator_main(
+        self, rounds: list[_Round], fakes: list[Tensor], now: _Moment
     ) -> dict[str, Tensor]:
-        self.G.requires_grad_(False)
-        self.D.requires_grad_(True)
-        self.D_optimizer.zero_grad(set_to_none=True)
-        fake_logits, real_logits = self._D(fake, alpha=alpha), self._D(real, alpha=alpha)
-        loss = discriminator_loss(fake_logits, real_logits)
-        norm = self._backward_discriminator(loss, alpha, {"loss/d": loss}, where)
+        """Step G; the images go to `fakes`."""
+        critic = self._critic(self.D, now)
+
+        def loss(part: _Round) -> PhaseLoss:
+            inputs = self._draw(part, len(part.real), part.coded)
+            rendering = inputs.render(self.g.wrapped, main_options(self.settings, now.alpha))
+            fakes.append(rendering.image.detach())
+            terms, total = {}, torch.zeros((), device=self.device)
+            if now.adversarial:
+                outcome = generator_main(rendering, critic, self.settings, inputs.c)
+                terms, total = dict(outcome.terms), outcome.total
+            if part.coded is not None:
+                first = slice(len(part.coded.codes))
+                error = reconstruction_loss(rendering.image[first], part.real[first])
+                terms["loss/g_reconstruction"] = error
+                total = total + self.settings.reconstruction_weight * error
+            observed = {
+                "render/opacity": rendering.opacity.detach().mean(),
+                "render/depth_std": rendering.depth.detach().std(),
+            }
+            return PhaseLoss(total, terms, observed)
+
+        return self._update(self.g, "g_main", [partial(loss, part) for part in rounds], now)
+
+    def _generator_path_length(self, rounds: list[_Round], now: _Moment) -> dict[str, Tensor]:
+        def loss(part: _Round) -> PhaseLoss:
+            count = max(1, len(part.real) // self.settings.pl_batch_shrink)
+            inputs = self._draw(part, count)
+            rendering = inputs.render(self.g.wrapped, plain_options(self.settings, now.alpha))
+            noise = torch.randn_like(rendering.image)
+            outcome, mean = generator_path_length(rendering, noise, self.pl_mean, self.settings)
+            self.pl_mean = mean
+            return outcome
+
+        return self._update(self.g, "g_reg", [partial(loss, part) for part in rounds], now)
+
+    def _discriminator_main(
+        self, rounds: list[_Round], fakes: list[Tensor], now: _Moment
+    ) -> dict[str, Tensor]:
+        """Step D, on the given `fakes` where they are shared, else on new ones."""
+        critic = self._critic(self.d.wrapped, now)
+        options = plain_options(self.settings, now.alpha)
+
+        def loss(part: _Round, fake: Tensor) -> PhaseLoss:
+            labels = None
+            if not self.settings.share_fakes:
+                fake, c_fake = self._new_fakes(part, options)
+                if c_fake is not None and part.conditions.c is not None:
+                    labels = (c_fake, part.conditions.c)
+            return discriminator_main(fake, part.real, critic, self.settings, labels)
+
+        losses = [partial(loss, part, fake) for part, fake in zip(rounds, fakes, strict=True)]
+        return self._update(self.d, "d_main", losses, now)
+
+    @torch.no_grad()
+    def _new_fakes(self, part: _Round, options: RenderOptions) -> tuple[Tensor, Tensor | None]:
+        inputs = self._draw(part, len(part.real))
+        return inputs.render(self.G, options).image, inputs.c
+
+    def _discriminator_r1(self, rounds: list[_Round], now: _Moment) -> dict[str, Tensor]:
+        critic = self._critic(self.d.wrapped, now)
+
+        def loss(part: _Round) -> PhaseLoss:
+            return discriminator_r1(part.real, critic, self.settings, part.conditions.c)
+
+        return self._update(self.d, "d_reg", [partial(loss, part) for part in rounds], now)
+
+    def _update(
+        self, side: _Side, phase: str, losses: Sequence[Callable[[], PhaseLoss]], now: _Moment
+    ) -> dict[str, Tensor]:
+        """Step one network on the mean loss of all rounds."""
+        start = time.monotonic()
+        for parameter in self.g.parameters + self.d.parameters:
+            parameter.requires_grad_(False)
+        for parameter in side.parameters:
+            parameter.requires_grad_(True)
+        side.optimizer.zero_grad(set_to_none=True)
+        idle = self._idle(side, now.alpha)
+        terms: list[dict[str, Tensor]] = []
+        observed: list[dict[str, Tensor]] = []
+        for number, loss in enumerate(losses, start=1):
+            # Gradients travel between ranks once, with the last round.
+            with nullcontext() if number == len(losses) else no_sync(side.wrapped):
+                outcome = loss()
+                torch.autograd.backward(outcome.total / len(losses) + touch(idle))
+            terms.append({name: term.detach() for name, term in outcome.terms.items()})
+            observed.append(outcome.observed)
+        drop_gradients(idle)
+        norm = guarded_step(side.optimizer, _mean(terms), side.parameters, now.where)
         return {
-            "loss/d": loss.detach(),
-            "grad/d_norm": norm,
-            "score/fake": fake_logits.detach().mean(),
-            "score/real": real_logits.detach().mean(),
+            **_mean(terms),
+            **_mean(observed),
+            f"grad/{phase}_norm": norm,
+            f"time/{phase}_s": torch.tensor(time.monotonic() - start),
         }
 
-    def _step_r1(self, real: Tensor, alpha: float, where: str) -> dict[str, Tensor]:
-        settings = self.settings
-        self.D_optimizer.zero_grad(set_to_none=True)
-        real = real.detach().requires_grad_(True)
-        logits = self._D(real, alpha=alpha)
-        penalty = r1_penalty(logits, real, settings.r1_gamma)
-        # Keeps the last bias, which the penalty does not depend on, in the graph for DDP.
-        loss = penalty * settings.r1_interval + 0 * logits.sum()
-        self._backward_discriminator(loss, alpha, {"loss/d_r1": penalty}, where)
-        return {"loss/d_r1": penalty.detach()}
+    def _idle(self, side: _Side, alpha: float) -> list[nn.Parameter]:
+        resolution = self.G.stage(alpha).image_resolution
+        if side is self.g:
+            return idle_parameters(self.G.upsampler.blocks, resolution)
+        return idle_parameters(self.D.blocks, self.D.first_resolution(alpha, resolution))
 
-    def _backward_discriminator(
-        self, loss: Tensor, alpha: float, terms: dict[str, Tensor], where: str
-    ) -> Tensor:
-        first = self.D.first_resolution(alpha, self.G.stage(alpha).image_resolution)
-        idle = list(self._idle(self.D.blocks, first))
-        torch.autograd.backward(loss + _touch(idle))
-        _forget(idle)
-        return guarded_step(self.D_optimizer, terms, self.D.parameters(), where)
+    def _follow(self, metrics: dict[str, Tensor], samples_seen: int) -> None:
+        """Agree with the other ranks on running means, then let averages and p follow.
 
-    @staticmethod
-    def _idle(blocks: nn.ModuleDict, active_resolution: int) -> Iterator[nn.Parameter]:
-        """Yield parameters of blocks above the active resolution."""
-        for name, block in blocks.items():
-            if int(name) > active_resolution:
-                yield from block.parameters()
+        The mean over ranks of running means is the running mean of the whole batch.
+        """
+        sign = metrics.get("score/real_sign")
+        shared = [*self._means, self.pl_mean]
+        self.context.average(shared if sign is None else [*shared, sign])
+        if sign is not None:
+            self.augment.observe(sign)
+        beta = ema_beta(self.settings.batch_size, self.settings.ema_half_life_kimg(samples_seen))
+        self.G_ema.update(self.G, beta)
+        if self.D_ema is not None:
+            self.D_ema.update(self.D, beta)
 
 
-def _touch(parameters: list[nn.Parameter]) -> Tensor | float:
-    """Zero that depends on `parameters`, so that DDP does not wait for gradients of idle blocks."""
-    return sum((0 * parameter.sum() for parameter in parameters), start=0.0)
-
-
-def _forget(parameters: list[nn.Parameter]) -> None:
-    """Drop gradients of idle blocks, so that Adam's statistics start when the block does."""
-    for parameter in parameters:
-        parameter.grad = None
+def _mean(rounds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([values[name] for values in rounds]).mean() for name in rounds[0]}
 
 
 def _generator(module: nn.Module) -> Generator:
     inner = unwrap(module)
     assert isinstance(inner, Generator)
-    return inner
-
-
-def _discriminator(module: nn.Module) -> Discriminator:
-    inner = unwrap(module)
-    assert isinstance(inner, Discriminator)
     return inner

@@ -22,6 +22,7 @@ from nfs.stylenerf.original import generator_name
 from tests.parity.replay import Check
 from tests.parity.stylenerf_augment_checks import augment
 from tests.parity.stylenerf_frame_checks import deformation, frame
+from tests.parity.stylenerf_phase_checks import train_phases
 from tests.parity.stylenerf_recording import Recording, Report
 
 MODULE, IMAGE, IMAGE_DENSE, INJECTED = 1e-5, 2e-3, 5e-3, 5e-5
@@ -58,6 +59,12 @@ def checks(folder: Path) -> dict[str, Check]:
         assert isinstance(discriminator, Discriminator)
         _logits(report, discriminator, recording)
         _evaluation_losses(report, generator, discriminator, recording)
+    if (folder / "train_phases.json").is_file():
+        discriminator = load_original(
+            "stylenerf/discriminator", _discriminator_file(folder), {**config["D"], **resolution}
+        )
+        assert isinstance(discriminator, Discriminator)
+        train_phases(report, generator, discriminator, Recording(folder / "train_phases"), config)
     if (folder / "wplus.json").is_file():
         _extended_styles(report, generator, Recording(folder / "wplus"))
     if (folder / "frame.json").is_file():

@@ -14,7 +14,8 @@ from nfs.stylenerf.cameras import draw_cameras
 from nfs.stylenerf.export import load_discriminator, load_generator
 from nfs.stylenerf.losses import lazy_adam, r1_penalty
 from nfs.stylenerf.spec import CameraPrior
-from nfs.stylenerf.task import GanSettings, StyleNerfTask
+from nfs.stylenerf.settings import GanSettings
+from nfs.stylenerf.task import StyleNerfTask
 
 SPEC = GeneratorSpec(
     z_dim=8,
@@ -38,7 +39,9 @@ SPEC = GeneratorSpec(
 D_SPEC = DiscriminatorSpec(
     img_resolution=16, channel_base=0.004, channel_max=8, mbstd_group_size=2, lowres_head=8
 )
-SETTINGS = GanSettings(batch_size=2, r1_interval=2, ema_kimg=0.01, grid_size=2)
+SETTINGS = GanSettings(
+    batch_size=2, r1_interval=2, pl_interval=2, path_pixels=4, ema_kimg=0.01, grid_size=2
+)
 
 
 class OneProcess:
@@ -48,6 +51,9 @@ class OneProcess:
 
     def wrap(self, module: torch.nn.Module) -> torch.nn.Module:
         return module
+
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        pass
 
 
 def make_task(settings: GanSettings = SETTINGS) -> StyleNerfTask:
@@ -73,12 +79,12 @@ def test_a_step_moves_both_networks_and_the_average(share_fakes):
     before = flat(task)
     average = next(task.G_ema.module.parameters()).clone()
     metrics = step(task, 0)
-    assert {"loss/g", "loss/d", "loss/d_r1", "score/real", "render/opacity"} <= metrics.keys()
+    assert {"loss/g", "loss/g_path", "loss/g_path_length", "loss/d", "loss/d_r1"} <= metrics.keys()
     assert all(not value.requires_grad for value in metrics.values())
     assert (flat(task) != before).float().mean() > 0.9
     assert not torch.equal(next(task.G_ema.module.parameters()), average)
-    assert "loss/d_r1" not in step(task, 2)
-    assert "loss/d_r1" in step(task, 4)
+    assert not {"loss/d_r1", "loss/g_path_length"} & step(task, 2).keys()
+    assert {"loss/d_r1", "loss/g_path_length"} <= step(task, 4).keys()
 
 
 def test_resumed_steps_equal_uninterrupted_ones():
@@ -113,7 +119,7 @@ def test_growth_leaves_idle_blocks_alone_until_their_stage():
     metrics = step(task, 2)
     assert float(metrics["growth/alpha"]) == 0.0
     assert all(torch.equal(a, b) for a, b in zip(idle, before, strict=True))
-    assert not any(p in task.G_optimizer.state or p in task.D_optimizer.state for p in idle)
+    assert not any(p in task.g.optimizer.state or p in task.d.optimizer.state for p in idle)
     step(task, 10)
     assert not any(torch.equal(a, b) for a, b in zip(idle, before, strict=True))
     assert task.settings.alpha(6) == pytest.approx(0.5)
@@ -146,7 +152,7 @@ def test_rates_fall_linearly():
     assert SETTINGS.lr_scale(10**6) == 1.0
     task = make_task(settings)
     step(task, 10)
-    assert task.G_optimizer.param_groups[0]["lr"] == pytest.approx(0.75 * 0.0025)
+    assert task.g.optimizer.param_groups[0]["lr"] == pytest.approx(0.75 * 0.0025 * 2 / 3)
 
 
 def test_r1_of_a_known_function():

@@ -1,0 +1,173 @@
+"""The four training phases against recordings of the original loss, draw by draw.
+
+The recorded random numbers are looked up by meaning and handed to the functions that the training
+task calls (`nfs.stylenerf.phases`). Losses: 1e-4 relative, path length 3e-4; each gradient norm:
+1e-2 of itself plus 1e-3 of the total (spec/stylenerf.md section 5).
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfs.stylenerf import Discriminator, Generator
+from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
+from nfs.stylenerf.generator import Rendering
+from nfs.stylenerf.latents import FakeInputs
+from nfs.stylenerf.original import generator_name
+from nfs.stylenerf.original_discriminator import discriminator_name
+from nfs.stylenerf.phases import (
+    Critic,
+    PhaseLoss,
+    discriminator_main,
+    discriminator_r1,
+    generator_main,
+    generator_path_length,
+    plain_options,
+)
+from nfs.stylenerf.rendering import RenderDraws
+from nfs.stylenerf.settings import GanSettings
+from tests.parity.stylenerf_recording import Recording, Report
+
+LOSS, PATH_LENGTH_LOSS, GRADIENT, BUFFER = 1e-4, 3e-4, 1e-2, 1e-5
+_MIXING_PROBABILITY = 0.9
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One recorded phase at one alpha."""
+
+    name: str
+    alpha: float
+    recording: Recording
+
+    @property
+    def phase(self) -> str:
+        return self.name.split("/")[1]
+
+    def tensor(self, name: str) -> Tensor:
+        return self.recording[f"{self.name}/{name}"]
+
+    def under(self, name: str) -> dict[str, Tensor]:
+        return self.recording.under(f"{self.name}/{name}/")
+
+
+def train_phases(
+    report: Report,
+    generator: Generator,
+    discriminator: Discriminator,
+    recording: Recording,
+    config: dict[str, Any],
+) -> None:
+    """Replay every recorded phase.
+
+    Args:
+        report: Gets the checks.
+        generator: With the recorded weights.
+        discriminator: With the recorded weights.
+        recording: `train_phases`.
+        config: The folder's `config.json`.
+    """
+    settings = GanSettings(
+        batch_size=config["batch"],
+        r1_gamma=0.5,
+        pl_weight=2.0,
+        path_pixels=config["G"]["synthesis_kwargs"].get("n_reg_samples", 0),
+        path_in_all_phases=True,
+    )
+    names = [k.removesuffix("/alpha") for k in recording.values if k.endswith("/alpha")]
+    for name in names:
+        case = _Case(name, float(recording.values[f"{name}/alpha"]), recording)
+        G, D = copy.deepcopy(generator).train(), copy.deepcopy(discriminator).train()
+        # The original sums gradients only where the phase's network is trained.
+        G.requires_grad_(case.phase.startswith("G"))
+        D.requires_grad_(case.phase.startswith("D"))
+        loss = _losses(case, G, D, settings)
+        recorded = case.under("losses")
+        for key, ours in _named(case.phase, loss).items():
+            bound = PATH_LENGTH_LOSS if key == "Gpl" else LOSS
+            report.compare(f"phases/{name}/{key}", ours.detach(), recorded[key], bound)
+        torch.autograd.backward(loss.total)
+        network, rename = (
+            (G, generator_name) if case.phase.startswith("G") else (D, discriminator_name)
+        )
+        report.add(f"phases/{name}/grad_norms", _worst_norm(case, network, rename), GRADIENT)
+        buffers = dict(G.named_buffers())
+        for key, theirs in case.under("buffers_after").items():
+            ours = buffers[generator_name(key)]
+            report.compare(f"phases/{name}/{key}", ours, theirs, BUFFER)
+
+
+def _losses(case: _Case, G: Generator, D: Discriminator, settings: GanSettings) -> PhaseLoss:
+    critic = Critic(D, case.alpha)
+    if case.phase == "Dreg":
+        return discriminator_r1(case.tensor("real"), critic, settings)
+    tape = case.recording.draws(f"{case.name}/tape")
+    rendering = _render(case, G, settings, tape)
+    if case.phase == "Gmain":
+        return generator_main(rendering, critic, settings)
+    if case.phase == "Greg":
+        noise, start = tape["pl_noise_standard_normal"], torch.zeros(())
+        loss, mean = generator_path_length(rendering, noise, start, settings)
+        torch.testing.assert_close(mean, case.tensor("pl_mean"), rtol=PATH_LENGTH_LOSS, atol=0)
+        return loss
+    loss = discriminator_main(rendering.image, case.tensor("real"), critic, settings)
+    # The original adds the path regulariser to this loss too, where it moves nothing.
+    path = 0 if rendering.path_loss is None else rendering.path_loss.mean()
+    return replace(loss, observed={"recorded": loss.terms["loss/d_fake"] + path})
+
+
+def _named(phase: str, loss: PhaseLoss) -> dict[str, Tensor]:
+    """Return our losses under the names of the recording."""
+    if phase == "Dmain":
+        return {"Dgen": loss.observed["recorded"], "Dr1": loss.terms["loss/d_real"]}
+    return {{"Gmain": "Gmain", "Greg": "Gpl", "Dreg": "Dr1"}[phase]: loss.total}
+
+
+def _render(case: _Case, G: Generator, settings: GanSettings, tape: dict[str, Tensor]) -> Rendering:
+    count = len(tape["camera_radius_uniform"])
+    prior = G.spec.cameras
+    make = prior_cameras if prior.gaussian else uniform_cameras
+    suffix = "_standard_normal" if prior.gaussian else ""
+    u, v = tape[f"camera_u{suffix}"], tape[f"camera_v{suffix}"]
+    mixed = float(tape["mixing_uniform"]) < _MIXING_PROBABILITY
+    coarse, importance = tape["sigma_noise_coarse"], tape["importance_uniform"]
+    inputs = FakeInputs(
+        z=case.tensor("gen_z")[:count],
+        cam2world=make(prior, u, v, tape["camera_radius_uniform"]).float(),
+        background_code=tape["z_shape_bg"],
+        mixing=(tape["mixing_z"], int(tape["mixing_cutoff"])) if mixed else None,
+        draws=RenderDraws(
+            depth_jitter=tape["depth_jitter_fg_uniform"],
+            sigma_noise_coarse=coarse,
+            importance=importance.reshape(coarse.shape),
+            sigma_noise_fine=tape["sigma_noise_fine"],
+            background_jitter=tape.get("depth_jitter_bg_uniform"),
+            sigma_noise_background=tape.get("sigma_noise_bg"),
+            path_offsets=tape.get("reg_pixel_offset_uniform"),
+        ),
+    )
+    with torch.set_grad_enabled(case.phase.startswith("G")):
+        return inputs.render(G, plain_options(settings, case.alpha))
+
+
+def _worst_norm(case: _Case, network: nn.Module, rename: Any) -> float:
+    """Largest difference of a gradient norm over the recorded norm plus 1e-3 of the total."""
+    prefix = f"{case.name}/grad_norms/"
+    theirs = {
+        rename(k[len(prefix) :]): v
+        for k, v in case.recording.values.items()
+        if k.startswith(prefix)
+    }
+    assert theirs, f"{case.name}: no recorded gradient norms"
+    total = sum(v**2 for v in theirs.values()) ** 0.5
+    worst = 0.0
+    for name, parameter in network.named_parameters():
+        ours = 0.0 if parameter.grad is None else float(parameter.grad.norm())
+        # What the recording leaves out had no gradient.
+        expected = theirs.pop(name, 0.0)
+        worst = max(worst, abs(ours - expected) / (expected + 1e-3 * total))
+    assert not theirs, f"{case.name}: no such parameters: {sorted(theirs)}"
+    return worst
