@@ -34,7 +34,7 @@ from torch import nn
 from nfs.artifacts.units import MAX_ERRORS, Item, UnitReport, UnitStage, UnitWork
 from nfs.config.base import LaunchConfig
 from nfs.errors import InputError, NfsError
-from nfs.runtime.collectives import mean_over_ranks, pick_device, wrap_ddp
+from nfs.runtime.collectives import average_over_ranks, mean_over_ranks, pick_device, wrap_ddp
 from nfs.runtime.context import WorkerContext
 from nfs.tracking.null import NullTracker
 from nfs.tracking.open import attach_tracker
@@ -153,6 +153,10 @@ class RayContext:
     def mean(self, values: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
         """Return the mean over ranks of each value."""
         return mean_over_ranks(values, self.device, self.world_size)
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its mean over ranks."""
+        average_over_ranks(tensors, self.world_size)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
