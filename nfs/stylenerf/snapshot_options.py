@@ -41,12 +41,14 @@ _UPSAMPLER = (
     "channel_max",
 )
 _FIELD = (
-    *("hidden_size", "n_blocks", "rgb_out_dim", "activation", "z_dim", "use_skip", "use_viewdirs"),
+    *("hidden_size", "n_blocks", "use_skip", "use_viewdirs"),
     *("add_rgb", "predict_rgb", "inverse_sphere", "merge_sigma_feat", "no_sigma"),
     *("disable_latents", "positional_encoding", "n_freq_posenc", "n_freq_posenc_views", "use_pos"),
     *("downscale_p_by", "gauss_dim_pos", "gauss_dim_view", "gauss_std", "final_sigmoid_act"),
-    *("normalized_feat", "shuffle_factor", "use_normal", "use_sdf"),
+    *("normalized_feat", "shuffle_factor", "use_normal"),
 )
+# What the constructors add to a field's arguments themselves.
+_FIELD_DERIVED = ("z_dim", "w_dim", "rgb_out_dim", "activation")
 _DISCRIMINATOR = {
     **{
         name: name
@@ -127,6 +129,9 @@ def _synthesis(synthesis: object) -> dict[str, Any]:
         if node is not None:
             own = _kept(state_of(node, section), names)
             options[section] = _section(options, section) | own
+    for section in ("foreground_kwargs", "background_kwargs"):
+        given = _section(options, section)
+        options[section] = {k: v for k, v in given.items() if k not in _FIELD_DERIVED}
     blocks = _blocks(synthesis)
     if blocks:
         options |= _block_options(blocks[min(blocks)])

@@ -24,6 +24,7 @@ from tests.parity.stylenerf_augment_checks import augment
 from tests.parity.stylenerf_frame_checks import deformation, frame
 from tests.parity.stylenerf_phase_checks import train_phases
 from tests.parity.stylenerf_recording import Recording, Report
+from tests.parity.stylenerf_snapshot_checks import snapshots
 
 MODULE, IMAGE, IMAGE_DENSE, INJECTED = 1e-5, 2e-3, 5e-3, 5e-5
 
@@ -40,6 +41,7 @@ def checks(folder: Path) -> dict[str, Check]:
     folder = Path(folder)
     report = Report()
     augment(report, folder)
+    snapshots(report, folder)
     if not (folder / "config.json").is_file():
         return report.checks
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
