@@ -45,10 +45,10 @@ def demodulated(weight: Tensor, styles: Tensor) -> Tensor:
     return scaled * (scaled.square().sum(dim=axes, keepdim=True) + 1e-8).rsqrt()
 
 
-def modulated_conv2d(
+def modulated_conv(
     x: Tensor, weight: Tensor, styles: Tensor, *, scale: Tensor | None = None, up: bool = False
 ) -> Tensor:
-    """Convolve `x [B, I, H, W]` with a kernel scaled per sample and demodulated.
+    """Convolve `x [B, I, H, W]` or `[B, I, D, H, W]` with a kernel scaled per sample, demodulated.
 
     The published 1x1 kernels become one matrix per sample. Larger kernels stay shared: the input
     is scaled before and the output after, which is the same value. Those scales are kept near 1,
@@ -56,28 +56,32 @@ def modulated_conv2d(
 
     Args:
         x: Features.
-        weight: `[O, I]` or `[O, I, k, k]` with an odd k.
+        weight: `[O, I]`, or `[O, I, k, k(, k)]` with an odd k.
         styles: Factors of the input channels `[B, I]`.
         scale: Factor of the input `[]` that is not demodulated away.
-        up: Double the size; a kernel of 1 convolves first.
+        up: Double the size of an image; a kernel of 1 convolves first.
     """
     if weight.ndim == 2:
         matrix = demodulated(weight, styles)
         matrix = matrix if scale is None else matrix * scale
-        batch, _, height, width = x.shape
-        x = torch.bmm(matrix, x.flatten(2)).reshape(batch, -1, height, width)
+        x = torch.bmm(matrix, x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
         return fir_upsample(x) if up else x
-    energy = weight.square().sum(dim=(2, 3))
+    ones = (1,) * (weight.ndim - 2)
+    energy = weight.square().flatten(2).sum(dim=2)
     factor = (styles.square() @ energy.T + 1e-8).rsqrt()
     if scale is not None:
         factor = factor * scale
     with torch.no_grad():
         largest = styles.abs().amax(dim=1, keepdim=True).clamp_min(1e-8)
         norm = energy.sum(dim=1).sqrt().clamp_min(1e-8)
-    weight = weight / norm[:, None, None, None]
-    x = x * (styles / largest)[..., None, None]
-    x = conv2d_up(x, weight) if up else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-    return x * (factor * largest * norm)[..., None, None]
+    weight = weight / norm.reshape(-1, 1, *ones)
+    x = x * (styles / largest).reshape(*styles.shape, *ones)
+    if up:
+        x = conv2d_up(x, weight)
+    else:
+        convolve = F.conv2d if weight.ndim == 4 else F.conv3d
+        x = convolve(x, weight, padding=weight.shape[-1] // 2)
+    return x * (factor * largest * norm).reshape(*factor.shape, *ones)
 
 
 class EqualLinear(nn.Module):

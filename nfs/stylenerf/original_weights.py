@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from nfs.errors import InputError
 
+# FIR taps, the growth stage, and the geometry of `liif` upsampling.
+_CONSTANTS = {"resample_filter", "alpha", "diffs", "coords", "coeffs"}
+
 
 def required(config: Mapping[str, Any] | None, what: str) -> Mapping[str, Any]:
     """Return `config`, or raise that an original `what` cannot be read without it."""
@@ -49,11 +52,11 @@ def check_fixed(
 
 
 def learned(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what is not learned: the constant FIR taps and the growth stage at saving time."""
+    """Drop what follows from the configuration, and the growth stage at saving time."""
     return {
         name: value
         for name, value in state_dict.items()
-        if not name.endswith("resample_filter") and name.rsplit(".", 1)[-1] != "alpha"
+        if name.rsplit(".", 1)[-1] not in _CONSTANTS
     }
 
 

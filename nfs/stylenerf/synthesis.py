@@ -1,7 +1,8 @@
-"""Modulated layers and blocks of the 2-D networks.
+"""Modulated layers and blocks of the 2-D networks, and their 3-D form for volumes.
 
 Legend: B batch, C/I/O channels, R resolution, w_dim size of a style. Formulas: spec/stylenerf.md
-2.1, 2.2. Inputs may have a multiple of the styles' rows: each style then serves consecutive rows.
+2.1, 2.2, 2.5. Shapes are those of images; with `dims=3` there is one more R. Inputs may have a
+multiple of the styles' rows: each style then serves consecutive rows.
 """
 
 import math
@@ -11,8 +12,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nfs.stylenerf.layers import EqualConv2d, modulated_conv2d, scaled_lrelu, style_affine
+from nfs.stylenerf.layers import EqualConv2d, modulated_conv, scaled_lrelu, style_affine
 from nfs.stylenerf.resampling import fir_upsample
 from nfs.stylenerf.upsampling import build_upsampling, double_bilinear, doubles_image_bilinearly
 
@@ -46,9 +48,7 @@ class LayerOptions:
     does so (Q25). Matters for its checkpoints, has no effect on `default` and on 1x1 kernels."""
 
 
-def layer_noise(
-    noise: Noise, x: Tensor, stored: Tensor, *, training: bool, spatial: int = 2
-) -> Tensor | float:
+def layer_noise(noise: Noise, x: Tensor, stored: Tensor, *, training: bool) -> Tensor | float:
     """Return the noise map of one layer, `[B, 1, ...]` or the stored one, or 0.
 
     Args:
@@ -56,7 +56,6 @@ def layer_noise(
         x: Features `[B, C, ...]` that it is added to.
         stored: The layer's own map.
         training: Meaning of None.
-        spatial: Dimensions of the map.
 
     Raises:
         ValueError: Unknown name, or a map that does not fit.
@@ -73,7 +72,7 @@ def layer_noise(
         raise ValueError(f"noise must be 'random', 'const', 'none' or maps, got {noise!r}")
     else:
         found = next(noise).to(x)
-    if found.shape[-spatial:] != x.shape[-spatial:]:
+    if found.shape[2 - x.ndim :] != x.shape[2:]:
         raise ValueError(
             f"noise of {list(found.shape)} for features of {list(x.shape)}; use noise='random' "
             "or 'none' at another resolution than the network's"
@@ -89,8 +88,9 @@ class SynthesisLayer(nn.Module):
         out_channels: Outputs.
         resolution: Pixels per side of the result.
         options: Shared by the stack.
-        up: Double the resolution.
+        up: Double the resolution; volumes trilinearly before the convolution.
         gain: Factor of the result and of the clamp.
+        dims: 2 for images, 3 for volumes.
     """
 
     magnitude: Tensor
@@ -105,21 +105,22 @@ class SynthesisLayer(nn.Module):
         *,
         up: bool,
         gain: float = 1.0,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         size = options.kernel_size
         if size not in (1, 3):
             raise ValueError(f"kernel_size must be 1 or 3, got {size}")
-        shape = (
-            (out_channels, in_channels) if size == 1 else (out_channels, in_channels, size, size)
-        )
-        self.weight = nn.Parameter(torch.randn(shape))
+        kernel = () if size == 1 else (size,) * dims
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.affine = style_affine(options.w_dim, in_channels)
+        image_up = up and dims == 2
         self.upsample = (
-            build_upsampling(options.upsample_mode, out_channels, resolution) if up else None
+            build_upsampling(options.upsample_mode, out_channels, resolution) if image_up else None
         )
-        self.up_in_convolution = up and self.upsample is None
+        self.up_in_convolution = image_up and self.upsample is None
+        self.up_before = up and dims == 3
         self.flipped = self.upsample is not None and options.flip_up_kernel and size > 1
         self.clamp = options.clamp
         self.gain = gain
@@ -129,7 +130,7 @@ class SynthesisLayer(nn.Module):
         self.noise_strength: nn.Parameter | None = None
         if options.use_noise:
             self.noise_strength = nn.Parameter(torch.zeros(()))
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.register_buffer("noise_const", torch.randn((resolution,) * dims))
 
     def forward(self, x: Tensor, w: Tensor, *, noise: Noise = None, double: bool = True) -> Tensor:
         """Map `[B, I, R, R]` with styles `w [B, w_dim]` to `[B, O, R, R]` or twice the size.
@@ -148,15 +149,18 @@ class SynthesisLayer(nn.Module):
                     self.magnitude.copy_(mean_square.lerp(self.magnitude, self.magnitude_beta))
             scale = self.magnitude.rsqrt()
         styles = _repeated(self.affine(w), len(x))
+        if self.up_before and double:
+            x = _double_trilinear(x)
         weight = self.weight.flip((2, 3)) if self.flipped and double else self.weight
         up = self.up_in_convolution and double
-        x = modulated_conv2d(x, weight, styles, scale=scale, up=up)
+        x = modulated_conv(x, weight, styles, scale=scale, up=up)
         if self.upsample is not None and double:
             x = self.upsample(x)
         if self.noise_strength is not None and double:
             noise_map = layer_noise(noise, x, self.noise_const, training=self.training)
             x = x + noise_map * self.noise_strength
-        return scaled_lrelu(x + self.bias[:, None, None], gain=self.gain, clamp=self.clamp)
+        bias = self.bias.reshape(-1, *(1,) * (x.ndim - 2))
+        return scaled_lrelu(x + bias, gain=self.gain, clamp=self.clamp)
 
 
 class ToRgb(nn.Module):
@@ -200,6 +204,7 @@ class SynthesisBlock(nn.Module):
         architecture: See `Architecture`.
         is_last: The last block has a colour in any architecture.
         single_layer: No second layer.
+        dims: 2 for images, 3 for volumes.
     """
 
     def __init__(
@@ -213,6 +218,7 @@ class SynthesisBlock(nn.Module):
         architecture: str = "skip",
         is_last: bool = False,
         single_layer: bool = False,
+        dims: int = 2,
     ) -> None:
         super().__init__()
         if architecture not in get_args(Architecture):
@@ -223,16 +229,19 @@ class SynthesisBlock(nn.Module):
         self.skip: EqualConv2d | None = None
         self.to_rgb: ToRgb | None = None
         if in_channels == 0:
-            shape = (out_channels, resolution, resolution)
-            self.const = nn.Parameter(torch.randn(shape))
+            self.const = nn.Parameter(torch.randn(out_channels, *(resolution,) * dims))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, resolution, options, up=True)
+            self.conv0 = SynthesisLayer(
+                in_channels, out_channels, resolution, options, up=True, dims=dims
+            )
         root = math.sqrt(0.5)
         bypass = architecture == "resnet" and in_channels > 0
+        if bypass and dims == 3:
+            raise ValueError("architecture 'resnet' is for images, not for volumes")
         if in_channels == 0 or not single_layer:
             gain = root if bypass else 1.0
             self.conv1 = SynthesisLayer(
-                out_channels, out_channels, resolution, options, up=False, gain=gain
+                out_channels, out_channels, resolution, options, up=False, gain=gain, dims=dims
             )
         if bypass:
             self.skip = EqualConv2d(
@@ -265,7 +274,7 @@ class SynthesisBlock(nn.Module):
         rows = iter(ws.unbind(dim=1))
         bypass: Tensor | None = None
         if self.const is not None:
-            x = self.const.expand(len(ws), -1, -1, -1)
+            x = self.const[None].expand(len(ws), *(-1,) * self.const.ndim)
         else:
             assert x is not None
             assert self.conv0 is not None
@@ -278,11 +287,21 @@ class SynthesisBlock(nn.Module):
         if bypass is not None:
             x = bypass + x
         if image is not None and double:
-            image = double_bilinear(image) if self.image_bilinear else fir_upsample(image)
+            image = self._doubled(image)
         if self.to_rgb is not None:
             colour = self.to_rgb(x, next(rows))
             image = colour if image is None else image + colour
         return x, image
+
+    def _doubled(self, image: Tensor) -> Tensor:
+        if image.ndim == 5:
+            return _double_trilinear(image)
+        return double_bilinear(image) if self.image_bilinear else fir_upsample(image)
+
+
+def _double_trilinear(x: Tensor) -> Tensor:
+    """Double `[B, C, R, R, R]`; the corners keep their places."""
+    return F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=True)
 
 
 def _repeated(styles: Tensor, rows: int) -> Tensor:
