@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from nfs.config.base import LoaderConfig
 from nfs.errors import ClipError
 from nfs.runtime.context import WorkerContext, unwrap
 from nfs.training import Evaluation, LoopSettings, train
@@ -118,6 +119,7 @@ def line_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         log_every=8,
         checkpoint_every=tree.get("checkpoint_every", 16),
         evaluate_every=32,
+        loader=LoaderConfig.from_tree(tree.get("loader", {})),
     )
     crash = tree.get("crash_file")
     task = LineTask(tree.get("step_seconds", 0.0), tree.get("poison_at", -1))

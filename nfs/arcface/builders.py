@@ -86,6 +86,7 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         checkpoint_every=config.checkpoint_every,
         evaluate_every=config.evaluate_every,
         seed=config.seed,
+        loader=config.loader,
     )
     return dict(train(task, dataset, settings, context))
 

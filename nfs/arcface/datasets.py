@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ from PIL import Image
 
 from nfs.arcface.records import FaceRecords
 from nfs.artifacts.manifest import MANIFEST
+from nfs.artifacts.row_groups import RowGroups
 from nfs.artifacts.store import Store
 from nfs.artifacts.tables import iter_files, table_files
 from nfs.errors import ArtifactError, InputError
@@ -178,8 +178,8 @@ class ClipSource:
         cache_row_groups: int = 64,
     ) -> None:
         self._store, self._files = Store(uri), table_files(uri, "frames")
-        self._cache_row_groups = cache_row_groups
-        self._cache: OrderedDict[tuple[int, int], list[tuple[bytes, list[float]]]] = OrderedDict()
+        columns = ["image_jpeg", "landmarks_px"]
+        self._groups = RowGroups(self._store, self._files, columns, cache_row_groups)
         identity = _identities(uri, split)
         names = sorted(set(identity.values()))
         number = {name: i for i, name in enumerate(names)}
@@ -200,7 +200,7 @@ class ClipSource:
     def read(self, number: int) -> tuple[Pixels, int]:
         """Decode and align a frame."""
         file, group, row, label = (int(v) for v in self._index[number])
-        data, landmarks = self._row_group(file, group)[row]
+        data, landmarks = self._groups.rows(file, group)[row]
         where = f"{self._store.uri}/{self._files[file]}: row group {group}, row {row}"
         pixels = _decode(data, where)
         points = np.asarray(landmarks, np.float64).reshape(68, 2)
@@ -229,18 +229,6 @@ class ClipSource:
                 take = np.linspace(0, len(rows) - 1, count).round().astype(int)
                 found += [rows[i] for i in take]
         return found
-
-    def _row_group(self, file: int, group: int) -> list[tuple[bytes, list[float]]]:
-        key = (file, group)
-        if key not in self._cache:
-            with self._store.open_parquet(self._files[file]) as parquet:
-                table = parquet.read_row_group(group, columns=["image_jpeg", "landmarks_px"])
-            columns = (table["image_jpeg"].to_pylist(), table["landmarks_px"].to_pylist())
-            self._cache[key] = list(zip(*columns, strict=True))
-            if len(self._cache) > self._cache_row_groups:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
 
 
 class FaceImages:

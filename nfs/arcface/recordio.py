@@ -36,11 +36,18 @@ class RecordError(InputError):
 
     def __init__(self, path: str, offset: int, reason: str, resume_at: int):
         super().__init__(f"{path}: record at byte {offset}: {reason}")
-        self.offset, self.resume_at, self.reason = offset, resume_at, reason
+        self.path, self.offset = path, offset
+        self.resume_at, self.reason = resume_at, reason
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, int, str, int]]:
+        """Travel between processes with all arguments."""
+        return RecordError, (self.path, self.offset, self.reason, self.resume_at)
 
 
 class RecordFile:
-    """Random access to the records of a `.rec` file; opened on first use in each process.
+    """Random access to the records of a `.rec` file, from any thread.
+
+    It is opened on first use in each process.
 
     Args:
         path: Local path or pyarrow URI.
@@ -70,8 +77,7 @@ class RecordFile:
         stream, position = self._open(), offset
         while True:
             kind, length = self._part_header(offset, position, first=not parts)
-            stream.seek(position + _HEADER.size)
-            data = stream.read(length)
+            data = stream.read_at(length, position + _HEADER.size)
             if len(data) < length:
                 raise RecordError(
                     self.path, offset, f"cut off after {len(data)} of {length} bytes", self._size
@@ -96,8 +102,7 @@ class RecordFile:
 
     def _part_header(self, offset: int, position: int, *, first: bool) -> tuple[int, int]:
         stream = self._open()
-        stream.seek(position)
-        raw = stream.read(_HEADER.size)
+        raw = stream.read_at(_HEADER.size, position)
         resume_at = max(position, offset + 4)
         if len(raw) < _HEADER.size:
             raise RecordError(self.path, offset, "cut off in a part header", self._size)
@@ -121,8 +126,7 @@ class RecordFile:
         stream = self._open()
         position += -position % 4
         while position < self._size:
-            stream.seek(position)
-            block = stream.read(_READ_BYTES)
+            block = stream.read_at(_READ_BYTES, position)
             found = -1
             while True:
                 found = block.find(MAGIC_BYTES, found + 1)
@@ -139,10 +143,11 @@ class RecordFile:
         if self._stream is None:
             system, path = _filesystem(self.path)
             try:
-                self._stream = system.open_input_file(path)
+                stream = system.open_input_file(path)
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be read: {error}") from None
-            self._size = int(self._stream.size())
+            self._size = int(stream.size())
+            self._stream = stream
         return self._stream
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nfs.errors import ConfigError
 
@@ -135,6 +142,27 @@ class LaunchConfig(Config):
     """Restarts of a training run after a worker failure."""
 
 
+class LoaderConfig(Config):
+    """Who reads and decodes the training items; the numbers are the same whoever does."""
+
+    ingest: Literal["threads", "ray_data"] = "threads"
+    """`threads`: in the training worker; `ray_data`: actors anywhere on the cluster, for storage
+    or decoding that one node cannot keep up with (docs/data_formats.md)."""
+    workers: int = Field(1, ge=1)
+    """Threads, or actors with one CPU each, per training worker."""
+    prefetch_batches: int = Field(2, ge=0)
+    """Batches prepared ahead; 0 (threads only): in line with the training step."""
+
+    @model_validator(mode="after")
+    def _ahead(self) -> Self:
+        if not self.prefetch_batches:
+            if self.ingest == "ray_data":
+                raise ValueError("ingest=ray_data needs prefetch_batches of at least 1")
+            if self.workers > 1:
+                raise ValueError("workers has no effect with prefetch_batches=0")
+        return self
+
+
 class TrackingConfig(Config):
     """Where parameters, metrics and pictures go."""
 
@@ -163,6 +191,21 @@ class JobConfig(Config):
     """Where the work runs."""
     tracking: TrackingConfig = TrackingConfig()
     """Where parameters, metrics and pictures go."""
+
+
+class TrainingConfig(JobConfig):
+    """Settings that every training on a data set has."""
+
+    loader: LoaderConfig = LoaderConfig()
+    """Who reads the training items."""
+
+    @model_validator(mode="after")
+    def _loader(self) -> Self:
+        if self.loader.ingest == "ray_data" and self.launch.kind != "ray":
+            raise ValueError(
+                f"loader.ingest=ray_data needs launch.kind=ray, got {self.launch.kind}"
+            )
+        return self
 
 
 def _describe(cls: type[Config], item: Mapping[str, Any]) -> str:

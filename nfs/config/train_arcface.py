@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nfs.config.base import Config, JobConfig
+from nfs.config.base import Config, TrainingConfig
 
 
 class ArcfaceBackboneConfig(Config):
@@ -211,7 +211,7 @@ class ClipFaces(Config):
     """Verification sets: paths of `.bin` files."""
 
 
-class TrainArcfaceConfig(JobConfig):
+class TrainArcfaceConfig(TrainingConfig):
     """Train an identity embedding."""
 
     backbone: ArcfaceBackboneConfig = ArcfaceBackboneConfig()

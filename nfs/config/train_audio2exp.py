@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nfs.config.base import Config, JobConfig
+from nfs.config.base import Config, TrainingConfig
 
 
 class ScratchInit(Config):
@@ -107,7 +107,7 @@ class Audio2ExpOptimizer(Config):
     """Half-life of the averaged weights, in thousands of samples."""
 
 
-class TrainAudio2expConfig(JobConfig):
+class TrainAudio2expConfig(TrainingConfig):
     """Train Audio2Exp on `clips` and their `fits`."""
 
     clips: str

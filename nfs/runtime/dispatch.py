@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nfs.artifacts.units import Item, UnitReport, UnitWork, pending, run_units_here
 from nfs.config.base import LaunchConfig
@@ -76,6 +79,26 @@ def run_training(
     from nfs.runtime.ray_backend import run_training_on_ray
 
     return run_training_on_ray(worker, tree, launch, directory, tracker)
+
+
+def stream_on_ray(
+    function: Callable[[int], Mapping[str, NDArray[np.generic]]],
+    numbers: range,
+    *,
+    num_actors: int,
+    num_ahead: int,
+) -> Generator[dict[str, NDArray[np.generic]], None, None]:
+    """Yield `function(n)` for each number in order, computed by Ray Data actors of one CPU each.
+
+    Args:
+        function: Picklable; returns arrays `[B, ...]`, the same names and shapes for every number.
+        numbers: Arguments.
+        num_actors: Actors, each with a copy of `function`.
+        num_ahead: Results wanted ahead of the consumer (a hint: Ray Data decides by its budget).
+    """
+    from nfs.runtime.ray_backend import stream_with_actors
+
+    return stream_with_actors(function, numbers, num_actors=num_actors, num_ahead=num_ahead)
 
 
 def run_function(

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ from nfs.tracking.protocol import Tracker, TrackerSpec
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 300_000_000
+# Numbers per data set and per task of `stream_with_actors`.
+_STREAM_WINDOW, _STREAM_TASK = 4096, 8
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
@@ -133,6 +135,68 @@ def run_function_on_ray(
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise _own_error(error) from error
+
+
+class _RowActor:
+    """Ray Data's view of a function of a number: one row in, the rows of its arrays out."""
+
+    def __init__(self, function: Callable[[int], Mapping[str, np.ndarray]]):
+        torch.set_num_threads(1)
+        self._function = function
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(self._function(int(batch["item"][0])))
+
+
+def stream_with_actors(
+    function: Callable[[int], Mapping[str, np.ndarray]],
+    numbers: range,
+    *,
+    num_actors: int,
+    num_ahead: int,
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Yield `function(n)` for each number in order, computed by Ray Data actors.
+
+    The first result is made here: it tells how much memory the results ahead may take, and what
+    goes wrong at once is raised at once. A data set is planned for some thousands of numbers,
+    because planning takes a millisecond for each.
+    """
+    if not numbers:
+        return
+    ensure_ray()
+    first = {name: np.asarray(array) for name, array in function(numbers[0]).items()}
+    yield first
+    num_bytes = sum(array.nbytes for array in first.values())
+    context = ray.data.DataContext.get_current().copy()
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = max(num_bytes, 1 << 20)  # results leave a task one by one
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        cpu=num_actors,
+        object_store_memory=max(4 * num_bytes * (num_actors + num_ahead), 64 << 20),
+    )
+    num_rows = len(next(iter(first.values())))
+    for start in range(1, len(numbers), _STREAM_WINDOW):
+        window = numbers[start : start + _STREAM_WINDOW]
+        with ray.data.DataContext.current(context):
+            results = ray.data.from_items(
+                list(window), override_num_blocks=-(-len(window) // _STREAM_TASK)
+            ).map_batches(
+                _RowActor,
+                fn_constructor_args=(function,),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=num_actors),
+                num_cpus=1,
+            )
+            batches = iter(results.iter_batches(batch_size=num_rows, prefetch_batches=num_ahead))
+        try:
+            for batch in batches:
+                yield {k: v if v.flags.writeable else v.copy() for k, v in batch.items()}
+        except ray.exceptions.RayError as error:
+            raise _own_error(error) from error
+        finally:
+            batches.close()
 
 
 class RayContext:
@@ -286,7 +350,7 @@ def _own_error(error: BaseException) -> BaseException:
         if current is None:
             continue
         cause = getattr(current, "cause", None)
-        for candidate in (current, cause):
+        for candidate in (cause, current):  # Ray's own error may pose as its cause
             if isinstance(candidate, NfsError):
                 return candidate
         seen += [current.__cause__, cause if isinstance(cause, BaseException) else None]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 
+from nfs.config.base import LoaderConfig
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.memory import peak_memory
 from nfs.runtime.progress import report_progress
-from nfs.runtime.seeding import derive_seed, seed_everything
-from nfs.training.sampler import SeekableSampler
+from nfs.runtime.seeding import seed_everything
+from nfs.training.loading import BatchReader, read_batches
 from nfs.training.state import TrainState, load_state, save_state
 from nfs.training.task import CollectiveEvaluation, DistributedTask, MapDataset, TrainTask
 
@@ -35,6 +35,7 @@ class LoopSettings:
         checkpoint_every: A resumable state is committed at this interval.
         evaluate_every: Evaluation interval; the end of the run is always evaluated.
         seed: Seed of data order, augmentation and everything random in a step.
+        loader: Who prepares the batches, and how far ahead.
     """
 
     total_samples: int
@@ -43,6 +44,7 @@ class LoopSettings:
     checkpoint_every: int
     evaluate_every: int
     seed: int = 0
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 def train(
@@ -60,10 +62,36 @@ def train(
     _check(settings, context)
     task.setup(context)
     samples_seen, history = _restore(task, context)
-    batches = _batches(dataset, settings, context, samples_seen)
+    clock = range(samples_seen, settings.total_samples, settings.batch_size)
+    reader = BatchReader(
+        dataset,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+    with closing(read_batches(reader, clock, settings.loader, context.device)) as batches:
+        samples_seen, history = _steps(
+            task, batches, settings, context, samples_seen=samples_seen, history=history
+        )
+    if context.rank == 0:
+        task.export(context.directory / "checkpoint")
+    context.barrier()
+    return {**history, "train/samples_seen": float(samples_seen)}
+
+
+def _steps(
+    task: TrainTask,
+    batches: Iterator[dict[str, torch.Tensor]],
+    settings: LoopSettings,
+    context: WorkerContext,
+    *,
+    samples_seen: int,
+    history: dict[str, float],
+) -> tuple[int, dict[str, float]]:
     meter = _Meter()
     while samples_seen < settings.total_samples:
-        batch = next(batches)
+        batch = meter.wait_for(batches)
         seed_everything("step", settings.seed, context.rank, samples_seen)
         metrics = task.train_step(batch, samples_seen)
         before, samples_seen = samples_seen, samples_seen + settings.batch_size
@@ -89,10 +117,7 @@ def train(
             context.save(partial(save_state, state), {"samples_seen": samples_seen}, part)
         if not go_on:
             break
-    if context.rank == 0:
-        task.export(context.directory / "checkpoint")
-    context.barrier()
-    return {**history, "train/samples_seen": float(samples_seen)}
+    return samples_seen, history
 
 
 class _Meter:
@@ -100,6 +125,13 @@ class _Meter:
 
     def __init__(self) -> None:
         self._reset()
+
+    def wait_for(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Return the next batch and count the time until it was there."""
+        start = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - start
+        return batch
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -118,13 +150,14 @@ class _Meter:
         seconds = (time.monotonic() - self._start) / max(1, self._steps)
         means: dict[str, float | torch.Tensor] = {n: t / c for n, (t, c) in self._sums.items()}
         means["time/step_s"] = seconds
+        means["time/data_wait_s"] = self._waited / max(1, self._steps)
         means["time/samples_per_s"] = batch_size / max(seconds, 1e-9)
         self._reset()
         return means
 
     def _reset(self) -> None:
         self._sums: dict[str, tuple[torch.Tensor, int]] = {}
-        self._steps, self._start = 0, time.monotonic()
+        self._steps, self._start, self._waited = 0, time.monotonic(), 0.0
 
 
 def _check(settings: LoopSettings, context: WorkerContext) -> None:
@@ -151,30 +184,6 @@ def _restore(task: TrainTask, context: WorkerContext) -> tuple[int, dict[str, fl
         task.load_parts(latest)
     logger.info("continuing at samples_seen=%d", state.samples_seen)
     return state.samples_seen, state.history
-
-
-def _batches(
-    dataset: MapDataset, settings: LoopSettings, context: WorkerContext, samples_seen: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    sampler = SeekableSampler(len(dataset), settings.seed)
-    while True:
-        positions = sampler.rank_positions(
-            samples_seen,
-            batch_size=settings.batch_size,
-            rank=context.rank,
-            world_size=context.world_size,
-        )
-        items = [_item(dataset, sampler, settings.seed, p) for p in positions]
-        stacked = {k: np.stack([item[k] for item in items]) for k in items[0]}
-        yield {k: torch.from_numpy(v).to(context.device) for k, v in stacked.items()}
-        samples_seen += settings.batch_size
-
-
-def _item(
-    dataset: MapDataset, sampler: SeekableSampler, seed: int, position: int
-) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(derive_seed("item", seed, position))
-    return dataset.get(sampler.item_at(position), rng)
 
 
 def _evaluate(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+
 import numpy as np
+from numpy.typing import NDArray
 
 from nfs.errors import InputError
 from nfs.runtime.seeding import derive_seed
@@ -23,15 +27,27 @@ class SeekableSampler:
         if num_items < 1:
             raise InputError("the training set is empty; look at the artifact's status columns")
         self._num_items, self._seed = num_items, seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        # Batches read ahead may lie in two epochs.
+        self._orders: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"_num_items": self._num_items, "_seed": self._seed}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        SeekableSampler.__init__(self, state["_num_items"], state["_seed"])
 
     def item_at(self, position: int) -> int:
-        """Return the item at a position of the stream."""
+        """Return the item at a position of the stream; from any thread."""
         epoch, offset = divmod(position, self._num_items)
-        if epoch != self._epoch:
-            rng = np.random.default_rng(derive_seed("order", self._seed, epoch))
-            self._epoch, self._order = epoch, rng.permutation(self._num_items)
-        return int(self._order[offset])
+        with self._lock:
+            order = self._orders.get(epoch)
+            if order is None:
+                rng = np.random.default_rng(derive_seed("order", self._seed, epoch))
+                order = self._orders[epoch] = rng.permutation(self._num_items)
+                while len(self._orders) > 2:
+                    self._orders.popitem(last=False)
+        return int(order[offset])
 
     def rank_positions(
         self, samples_seen: int, *, batch_size: int, rank: int, world_size: int

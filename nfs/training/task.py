@@ -35,7 +35,11 @@ class MapDataset(Protocol):
         ...
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return item `index`; augmentation and other choices draw from `rng` only."""
+        """Return item `index`; augmentation and other choices draw from `rng` only.
+
+        With `loader.workers` above 1 it is called from several threads at once, with
+        `loader.ingest=ray_data` on copies in other processes (so the data set must pickle).
+        """
         ...
 
 

@@ -143,12 +143,15 @@ def test_checkpoint_round_trip(tmp_path):
 
 def test_item_noise_depends_on_position_not_on_rank():
     from nfs.runtime.seeding import derive_seed
-    from nfs.training.loop import _item
+    from nfs.training.loading import BatchReader
     from tests.toy import LineDataset
 
-    sampler = SeekableSampler(37, 0)
-    first, again = (_item(LineDataset(), sampler, 0, 5) for _ in range(2))
+    readers = [
+        BatchReader(LineDataset(), seed=0, batch_size=8, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    first, again = (reader.item(5) for reader in readers)
     assert first == again
-    assert first != _item(LineDataset(), sampler, 0, 5 + 37)
+    assert first != readers[0].item(5 + 37)
     assert derive_seed("a", 1) != derive_seed("a", 2)
     assert isinstance(first["x"], np.float32)
