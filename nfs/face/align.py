@@ -169,6 +169,30 @@ def deep3d_alignment(five_yup: NDArray[np.floating], size: tuple[int, int]) -> D
     return Deep3dAlignment(shift, scale, size, (left, top))
 
 
+def deep3d_standard_pixels(size_px: int) -> Array:
+    """Return where the five standard points lie in an aligned square [5, 2], y down."""
+    scale = _RESCALE_DEEP3D * size_px / CROP_SIZE_DEEP3D
+    return size_px / 2 + scale * _STANDARD_FIVE[:, :2] * (1, -1)
+
+
+def deep3d_transform(five: NDArray[np.floating], size_px: int = CROP_SIZE_DEEP3D) -> Array:
+    """Return the alignment as maps [..., 2, 3] between continuous pixels, without truncation.
+
+    The same fit as `deep3d_alignment`: a scale and a shift, no rotation (spec 2.2).
+
+    Args:
+        five: [..., 5, 2] from `five_points`, y down.
+        size_px: Side of the aligned square; 224 in the original.
+    """
+    design = np.column_stack([_STANDARD_FIVE, np.ones(5)])
+    solution = np.linalg.pinv(design) @ np.asarray(five, np.float64)
+    size_of_axes = np.linalg.norm(solution[..., :3, :], axis=-2).mean(-1)
+    scale = _RESCALE_DEEP3D / size_of_axes * (size_px / CROP_SIZE_DEEP3D)
+    linear = scale[..., None, None] * np.eye(2)
+    offset = size_px / 2 - scale[..., None] * solution[..., 3, :]
+    return np.concatenate([linear, offset[..., None]], axis=-1)
+
+
 def arcface_transform(five_index: NDArray[np.floating]) -> Array:
     """Return the similarity [..., 2, 3] from index coordinates to the 112 px template (spec 2.3).
 

@@ -1,0 +1,72 @@
+"""Trained regressors as checkpoint directories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nfs.errors import ArtifactError, InputError
+from nfs.morphable.recon.network import ReconNet, ReconSpec
+from nfs.morphable.recon.original import load_weights
+from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
+
+KIND = "recon"
+
+
+def export_network(
+    directory: Path,
+    network: ReconNet,
+    *,
+    ema: ReconNet | None,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> None:
+    """Write a checkpoint; its tensors carry the original's names.
+
+    Args:
+        directory: Made if absent.
+        network: Trained network.
+        ema: Averaged network, if there is one.
+        facts: What it was trained on, for the card.
+        metrics: Last evaluation, for the card.
+    """
+    write_checkpoint(
+        directory,
+        network.state_dict(),
+        ema=None if ema is None else ema.state_dict(),
+        model={"kind": KIND, "spec": network.spec.tree(), "facts": dict(facts)},
+        card=_card(network.spec, facts, metrics),
+    )
+
+
+def load_network(directory: str | Path, *, ema: bool = True) -> ReconNet:
+    """Return the network of a checkpoint directory, in eval mode.
+
+    Raises:
+        ArtifactError: If the directory holds another kind of model or damaged weights.
+    """
+    tree = read_model(directory)
+    if tree.get("kind") != KIND:
+        raise ArtifactError(f"{directory}: holds a {tree.get('kind')!r} model, need {KIND!r}")
+    network = ReconNet(ReconSpec.from_tree(tree["spec"]))
+    try:
+        load_weights(network, read_weights(directory, ema=ema), str(directory))
+    except InputError as error:
+        raise ArtifactError(str(error)) from None
+    return network.eval()
+
+
+def _card(spec: ReconSpec, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    lines = [
+        f"# Coefficient regressor ({spec.backbone})",
+        "",
+        f"- input: RGB in [0, 1], {spec.image_size_px} px, aligned by five points (Deep3D)",
+        f"- output: 257 coefficients of {spec.model_id or 'an unknown model'} "
+        f"{spec.model_checksum[:12]}",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+    ]
+    if metrics:
+        lines += ["", "| held-out metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
+    return "\n".join(lines) + "\n"
