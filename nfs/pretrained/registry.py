@@ -22,6 +22,8 @@ FAMILIES: dict[str, str] = {
     "stylenerf/generator": "nfs.stylenerf.original:load_generator",
     "stylenerf/discriminator": "nfs.stylenerf.original_discriminator:load_discriminator",
     "audio2exp": "nfs.audio.original:load_audio2exp",
+    "recon/resnet50": "nfs.morphable.recon.original:load_resnet50",
+    "recon/resnet18": "nfs.morphable.recon.original:load_resnet18",
     **{f"arcface/{name}": f"nfs.arcface.original:load_{name}" for name in _ARCFACE},
 }
 
