@@ -5,8 +5,9 @@ Legend: B batch, P points, N rays, C channels, H hidden size. Formulas: spec/sty
 The feature and colour heads are linear, so a ray's features are the heads of its composited hidden
 state with the bias weighted by the ray's total weight: the heads run once per ray instead of once
 per sample, with the same value. `hidden_and_sigma` therefore gives the hidden state, and `features`
-turns composited hidden states into `[rgb | features]`. Fields whose features pass a sigmoid or are
-normalised have no such shortcut (`linear_heads` is False): their heads run on every sample.
+turns composited hidden states into `[rgb | features]`. Fields whose colours pass a sigmoid or whose
+features are normalised have no such shortcut (`linear_heads` is False): their heads run on every
+sample.
 """
 
 import math
@@ -183,7 +184,7 @@ class RadianceField(nn.Module):
     @property
     def linear_heads(self) -> bool:
         """Whether features of a weighted sum are the weighted sum of features."""
-        return not (self.options.sigmoid_features or self.options.normalized_features)
+        return not self.options.sigmoid_colour and self.options.normalization == "none"
 
     def hidden_and_sigma(self, encoded: Tensor, ws: Tensor) -> tuple[Tensor, Tensor]:
         """Query encoded points.
@@ -215,14 +216,16 @@ class RadianceField(nn.Module):
         x = self._run(self.feature_head, hidden, ws, -1, total)
         if self.options.merged_density:
             x = x[..., 1:]
-        if self.options.sigmoid_features:
-            x = x.sigmoid()
-        if self.options.normalized_features:
-            x = F.normalize(x, dim=-1)
-        if self.colour_head is None:
+        if self.colour_head is not None:
+            x = self.colour_head(x, total)
+        if self.linear_heads:
             return x
-        features: Tensor = self.colour_head(x, total)
-        return features
+        colour, features = x[..., :RGB_CHANNELS], x[..., RGB_CHANNELS:]
+        if self.options.sigmoid_colour:
+            colour = colour.sigmoid()
+        if self.options.normalization == "channels":
+            features = F.normalize(features, dim=-1)
+        return torch.cat([colour, features], dim=-1)
 
     def _run(
         self, layer: nn.Module, x: Tensor, ws: Tensor, row: int, total: Tensor | None = None

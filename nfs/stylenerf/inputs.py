@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nfs.stylenerf.encodings import positional_encoding
+from nfs.stylenerf.input_stack import InputStack
 from nfs.stylenerf.planes import multiscale_features, tri_plane_features, volume_features
 from nfs.stylenerf.spec import InputSpec, channels_at
 from nfs.stylenerf.synthesis import LayerOptions, Noise
@@ -38,8 +39,6 @@ class PlaneInput(nn.Module):
         bound: float,
     ) -> None:
         super().__init__()
-        from nfs.stylenerf.input_stack import InputStack
-
         self.spec = spec
         self.bound = spec.bound or bound
         solid = spec.kind in ("volume", "multiscale_volume")

@@ -193,8 +193,8 @@ def _field_options(
         skip=bool(kwargs.get("use_skip", False)),
         colour="separate" if kwargs.get("add_rgb", False) else "features",
         merged_density=bool(kwargs.get("merge_sigma_feat", False)),
-        sigmoid_features=bool(kwargs.get("final_sigmoid_act", False)),
-        normalized_features=bool(kwargs.get("normalized_feat", False)),
+        sigmoid_colour=bool(kwargs.get("final_sigmoid_act", False)),
+        normalization="rows" if kwargs.get("normalized_feat", False) else "none",
     )
 
 

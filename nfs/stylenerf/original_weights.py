@@ -96,4 +96,4 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], what: str) -> No
 
 
 def _is_pointwise(value: Tensor, ours: Tensor) -> bool:
-    return value.ndim == 4 and ours.ndim == 2 and tuple(value.shape[2:]) == (1, 1)
+    return value.ndim > 2 and ours.ndim == 2 and set(value.shape[2:]) == {1}

@@ -4,6 +4,7 @@ Legend: B batch, N rays, S samples per ray and pass, H hidden size, C channels o
 Steps: spec/stylenerf.md 2.5.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -140,7 +141,10 @@ class FieldQuery:
         values, sigma = self.field.hidden_and_sigma(encoded, self.ws)
         if not self.field.linear_heads:
             values = self.field.features(values, self.ws)
-        return values.reshape(batch, rays, samples, -1), sigma.reshape(batch, rays, samples)
+        values = values.reshape(batch, rays, samples, -1)
+        if self.field.options.normalization == "rows":
+            values = _normalized_rows(values)
+        return values, sigma.reshape(batch, rays, samples)
 
     def composite(self, weights: Tensor, values: Tensor) -> Tensor:
         """Sum `values [B, N, S, H]` with `weights [B, N, S]`: features `[B, N, 3 + C]`."""
@@ -202,6 +206,19 @@ class ForegroundQuery:
         if noise is not None:
             sigma = sigma + noise
         return _Pass(depths, values, density(sigma, spec.density))
+
+
+def _normalized_rows(values: Tensor) -> Tensor:
+    """Scale features `[B, R * R, S, 3 + C]` to unit length along each row of pixels."""
+    batch, rays = values.shape[:2]
+    side = math.isqrt(rays)
+    if side * side != rays:
+        raise ValueError(
+            f"normalization='rows' needs all pixels of a square image, got {rays} rays; "
+            "use 'channels' with the path regulariser"
+        )
+    features = F.normalize(values[..., RGB_CHANNELS:].unflatten(1, (side, side)), dim=2)
+    return torch.cat([values[..., :RGB_CHANNELS], features.flatten(1, 2)], dim=-1)
 
 
 def _per_ray(values: Tensor, num_rays: int) -> Tensor:

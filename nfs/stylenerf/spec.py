@@ -10,6 +10,7 @@ from nfs.stylenerf.encodings import EncodingKind
 ColourSource = Literal["features", "separate"]
 Density = Literal["relu", "softplus", "truncated_exponential", "raw"]
 Emptiness = Literal["opaque", "open", "white"]
+Normalization = Literal["none", "channels", "rows"]
 InputKind = Literal["tri_plane", "tri_plane_concat", "multi_plane", "volume", "multiscale_volume"]
 
 _CHANNEL_UNIT = 32768
@@ -74,10 +75,11 @@ class FieldOptions:
     """Colour as a linear map of the features, or as separate outputs beside them."""
     merged_density: bool = False
     """Density and features from one head."""
-    sigmoid_features: bool = False
-    """Features pass a sigmoid. Costs the heads once per sample instead of once per ray."""
-    normalized_features: bool = False
-    """Features are scaled to unit length per sample. Costs as `sigmoid_features`."""
+    sigmoid_colour: bool = False
+    """Colours pass a sigmoid. Costs the heads once per sample instead of once per ray."""
+    normalization: Normalization = "none"
+    """Features of a sample are scaled to unit length over its `channels`, or over the `rows` of
+    the image as the original does. Costs as `sigmoid_colour`."""
 
 
 @dataclass(frozen=True)
