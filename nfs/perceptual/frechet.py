@@ -1,38 +1,107 @@
-"""Distances between two sets of features: Frechet (`fd_<backend>`) and kernel (`kd_<backend>`).
+"""Distances between two sets of features: Frechet and kernel.
 
-Never called FID or KID: those names belong to the Inception network. The Frechet distance is
-biased for few samples: use equal counts on both sides, log the count, and read `kd` beside it.
+Both are biased or noisy for few samples: compare equal counts, log the count, read one beside the
+other. What they are called is the business of the feature extractor (`nfs.perceptual.extractors`):
+only Inception's are FID and KID.
 
 Legend: N and M samples, D feature size; float64 inside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 
+Array = NDArray[np.float64]
 
-def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
+NUM_SUBSETS = 100
+SUBSET_SIZE = 1000
+_CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a feature set, to be combined with those of other parts of it."""
+
+    count: int
+    """N."""
+    mean: Array
+    """`[D]`."""
+    scatter: Array
+    """`[D, D]` sum of outer products of the deviations from the mean."""
+
+    @classmethod
+    def of(cls, features: ArrayLike) -> Moments:
+        """Measure `[N, D]`, N >= 1, a chunk at a time, so that float32 rows are never copied whole.
+
+        Raises:
+            ValueError: If the shape is wrong or a value is not finite.
+        """
+        rows = np.asarray(features)
+        if rows.ndim != 2 or not len(rows):
+            raise ValueError(f"a feature set must be [N, D], N >= 1, got {rows.shape}")
+        parts = (
+            rows[i : i + _CHUNK_ROWS].astype(np.float64) for i in range(0, len(rows), _CHUNK_ROWS)
+        )
+        total = cls._of_chunk(next(parts))
+        for part in parts:
+            total = total + cls._of_chunk(part)
+        return total
+
+    @classmethod
+    def _of_chunk(cls, rows: Array) -> Moments:
+        if not np.isfinite(rows).all():
+            raise ValueError("a feature is not finite; the images or the network are broken")
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the moments of both sets together (Chan, Golub, LeVeque 1983)."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(
+            count, self.mean + shift * (other.count / count), self.scatter + other.scatter + between
+        )
+
+    @property
+    def covariance(self) -> Array:
+        """Unbiased covariance `[D, D]`; needs N >= 2."""
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(first: Moments | ArrayLike, second: Moments | ArrayLike) -> float:
     """Return the Frechet distance of Gaussians fitted to two feature sets (Dowson, Landau 1982).
 
     `|mean difference|^2 + tr(A + B - 2 (A B)^(1/2))`; the trace of the root is the sum of square
-    roots of the eigenvalues of `A^(1/2) B A^(1/2)`, which is symmetric.
+    roots of the eigenvalues of `A^(1/2) B A^(1/2)`, which is symmetric, so that covariances of
+    fewer samples than dimensions do no harm.
 
     Args:
-        first: `[N, D]`, N >= 2.
-        second: `[M, D]`, M >= 2.
+        first: `[N, D]` or its moments, N >= 2.
+        second: `[M, D]` or its moments, M >= 2.
 
     Raises:
         ValueError: If the shapes do not match or a set has fewer than two samples.
     """
-    a, b = _checked(first, second)
-    difference = a.mean(0) - b.mean(0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    cov_a, cov_b = np.atleast_2d(cov_a), np.atleast_2d(cov_b)
-    root_a = _symmetric_root(cov_a)
-    eigenvalues = linalg.eigvalsh(root_a @ cov_b @ root_a)
-    root_trace = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    a = first if isinstance(first, Moments) else Moments.of(first)
+    b = second if isinstance(second, Moments) else Moments.of(second)
+    if a.mean.shape != b.mean.shape or min(a.count, b.count) < 2:
+        raise ValueError(
+            "feature sets must be [N, D] and [M, D], N, M >= 2: "
+            f"{(a.count, *a.mean.shape)}, {(b.count, *b.mean.shape)}"
+        )
+    difference = a.mean - b.mean
+    cov_a, cov_b = a.covariance, b.covariance
+    values, vectors = linalg.eigh(cov_a)
+    root_a = (vectors * np.sqrt(_without_noise(values))) @ vectors.T
+    eigenvalues = _without_noise(linalg.eigvalsh(root_a @ cov_b @ root_a))
+    root_trace = np.sqrt(eigenvalues).sum()
     value = difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace
     return float(max(value, 0.0))
 
@@ -56,18 +125,50 @@ def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
     return float(term_a + term_b - 2 * _kernel(a, b).mean())
 
 
-def _kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def kernel_distance_of_subsets(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    num_subsets: int = NUM_SUBSETS,
+    subset_size: int = SUBSET_SIZE,
+    seed: int = 0,
+) -> float:
+    """Return the mean `kernel_distance` of random subsets (kid50k_full, spec/stylenerf.md 2.10).
+
+    Args:
+        first: `[N, D]`.
+        second: `[M, D]`.
+        num_subsets: Draws without replacement from each set.
+        subset_size: Rows per draw, at most N and M.
+        seed: Seed of the draws.
+    """
+    a, b = _checked(first, second)
+    size = min(len(a), len(b), subset_size)
+    if size == len(a) == len(b):  # every subset would be the whole
+        return kernel_distance(a, b)
+    pairs = _subsets(len(a), len(b), size, num_subsets, seed)
+    return float(np.mean([kernel_distance(a[i], b[j]) for i, j in pairs]))
+
+
+def _subsets(
+    num_a: int, num_b: int, size: int, count: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield rng.choice(num_a, size, replace=False), rng.choice(num_b, size, replace=False)
+
+
+def _kernel(a: Array, b: Array) -> Array:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _symmetric_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+def _without_noise(eigenvalues: Array) -> Array:
+    """Set to zero what rounding makes of the zero eigenvalues of a singular matrix."""
+    floor = np.finfo(np.float64).eps * len(eigenvalues) * max(eigenvalues.max(), 0.0)
+    return np.where(eigenvalues > floor, eigenvalues, 0.0)
 
 
-def _checked(
-    first: ArrayLike, second: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _checked(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"feature sets must be [N, D] and [M, D], N, M >= 2: {a.shape}, {b.shape}")

@@ -1,78 +1,216 @@
-"""Looking at a generator: fixed latents from fixed cameras, depth maps, collapse measures."""
+"""Measuring and showing a generator during its training, with all ranks at work.
 
-import numpy as np
+Legend: K subjects of the grid, N samples, V views, R image side, h and w of the depth map.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
-from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nfs.geometry.cameras import orbit_cameras
-from nfs.media.images import image_grid, to_uint8
-from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
-from nfs.stylenerf.spec import CameraPrior
+from nfs.config.base import tree_hash
+from nfs.media.writer import VideoWriter
+from nfs.perceptual.extractors import FeatureExtractor, compare_sets
+from nfs.perceptual.protocol import IdentityEmbedding
+from nfs.runtime.collect import Ranks, agreed, collect
+from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.portrayal import describe_subject, grid_of_views, summarise
+from nfs.stylenerf.views import Gallery, depth_levels, orbit_frame, quantised
 from nfs.training.task import Evaluation
 
-_SEED = 0
-_YAW_DEVIATIONS = (-1.0, 0.0, 1.0)
+logger = logging.getLogger(__name__)
+
+ORBIT_FPS = 12.0
+STATISTICS, PREVIEWS = "statistics", "previews"
 
 
-def evaluate_generator(generator: Generator, *, count: int, alpha: float = 1.0) -> Evaluation:
-    """Draw a grid (a row per latent: three yaws, then depth) and measure opacity and depth.
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How much is measured and drawn; see `nfs.config.evaluate.GanEvaluationConfig`."""
+
+    grid_size: int = 8
+    """K."""
+    num_samples: int = 0
+    """N generated and N real images that are compared; 0: none."""
+    batch_size: int = 8
+    """Images at once."""
+    orbit_latents: int = 0
+    """Faces of the orbit video, at most K; 0: no video."""
+    orbit_frames: int = 24
+    """Frames of one turn."""
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """The training images as the metrics see them."""
+
+    count: int
+    """How many there are."""
+    read: Callable[[int], Tensor]
+    """Image i as uint8 `[3, R, R]`."""
+    key: str
+    """Identifies the data."""
+
+
+class GeneratorEvaluator:
+    """Measures a generator; every rank calls `run`, rank 0 gets the result.
 
     Args:
-        generator: In eval mode.
-        count: Latents.
-        alpha: Growth stage.
+        settings: How much.
+        directory: Of the run; holds the features of the real images and the videos.
+        ranks: Who shares the work.
+        features: Network of the distances; None compares nothing.
+        reals: Images to compare with; None compares nothing.
+        identity: Judges whether views show one person; None does not.
+        labels: `[M, c_dim]` labels for a conditional generator.
     """
-    z, code = fixed_latents(generator, count)
-    cells: list[NDArray[np.uint8]] = []
-    opacity, spread, difference = [], [], []
-    for index in range(count):
-        view = _render_views(generator, z[index], code[index], alpha)
-        cells.extend(to_uint8(view.image))
-        cells.append(depth_picture(view.depth[1, 0], generator, view.image.shape[-1]))
-        opacity.append(float(view.opacity.mean()))
-        spread.append(float(view.depth[1].std()))
-        difference.append(view.image[1])
-    images = torch.stack(difference)
-    diversity = float(images.std(dim=0).mean()) if count > 1 else 0.0
-    metrics = {
-        "eval/opacity": float(np.mean(opacity)),
-        "eval/depth_std": float(np.mean(spread)),
-        "eval/diversity": diversity,
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        *,
+        directory: Path | None = None,
+        ranks: Ranks | None = None,
+        features: FeatureExtractor | None = None,
+        reals: RealImages | None = None,
+        identity: IdentityEmbedding | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.settings, self.directory = settings, directory
+        self.ranks = ranks or Ranks()
+        self.features, self.reals = features, reals
+        self.identity, self.labels = identity, labels
+        self._real: Tensor | None = None
+
+    def run(self, generator: Generator, *, alpha: float, samples_seen: int) -> Evaluation:
+        """Measure `generator`, which is the same on all ranks and in eval mode.
+
+        Returns:
+            On rank 0 metrics, the grid and the orbit video; nothing elsewhere.
+        """
+        gallery = Gallery(generator, alpha=alpha, labels=self.labels)
+        settings = self.settings
+        rows = collect(
+            lambda indices: describe_subject(gallery, indices[0], self.identity),
+            settings.grid_size,
+            batch_size=1,
+            ranks=self.ranks,
+        )
+        distances = self._distances(gallery)
+        files = self._orbit(gallery, samples_seen)
+        if rows is None:
+            return Evaluation()
+        name = None if self.identity is None else self.identity.name
+        metrics, problems = summarise(rows, name)
+        for problem in problems:
+            logger.warning("samples_seen=%d: %s", samples_seen, problem)
+        return Evaluation(metrics | distances, {"samples": grid_of_views(rows)}, files)
+
+    def _distances(self, gallery: Gallery) -> dict[str, float]:
+        features, reals, count = self.features, self.reals, self.settings.num_samples
+        if features is None or reals is None or count == 0:
+            return {}
+        device = gallery.generator.w_avg.device
+        features.to(device)
+        real = self._real_features(features, reals, device)
+        generated = collect(
+            lambda indices: {"features": features.extract(gallery.samples(indices))},
+            count,
+            batch_size=self.settings.batch_size,
+            ranks=self.ranks,
+        )
+        if real is None or generated is None:
+            return {}
+        metrics = compare_sets(real.numpy(), generated["features"].numpy(), features.names)
+        return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def _real_features(
+        self, features: FeatureExtractor, reals: RealImages, device: torch.device
+    ) -> Tensor | None:
+        """Return `[N, D]` on rank 0: from memory, from the run directory, or computed by all."""
+        file = self._statistics_file(features, reals)
+        if self.ranks.rank == 0 and self._real is None and file is not None and file.is_file():
+            self._real = load_file(file)["features"]
+        if agreed(self._real is not None, self.ranks):
+            return self._real
+        count = min(self.settings.num_samples, reals.count)
+        spread = torch.linspace(0, reals.count - 1, count).round().long().tolist()
+
+        def compute(indices: range) -> dict[str, Tensor]:
+            images = torch.stack([reals.read(spread[i]) for i in indices])
+            return {"features": features.extract(images.to(device))}
+
+        rows = collect(compute, count, batch_size=self.settings.batch_size, ranks=self.ranks)
+        if rows is not None:
+            self._real = rows["features"]
+            if file is not None:
+                _save_atomic(self._real, file)
+        return self._real
+
+    def _statistics_file(self, features: FeatureExtractor, reals: RealImages) -> Path | None:
+        if self.directory is None:
+            return None
+        facts = {
+            "data": reals.key,
+            "network": [features.names.frechet, features.checksum],
+            "count": self.settings.num_samples,
+        }
+        return self.directory / STATISTICS / f"real-{tree_hash(facts)}.safetensors"
+
+    def _orbit(self, gallery: Gallery, samples_seen: int) -> list[Path]:
+        settings = self.settings
+        latents = min(settings.orbit_latents, settings.grid_size)
+        if latents == 0 or self.directory is None:
+            return []
+        rows = collect(
+            lambda positions: orbit_rows(gallery, positions, settings.orbit_frames),
+            latents * settings.orbit_frames,
+            batch_size=settings.batch_size,
+            ranks=self.ranks,
+        )
+        if rows is None:
+            return []
+        file = self.directory / PREVIEWS / f"orbit-{samples_seen:09d}.mp4"
+        write_orbit(file, rows, num_frames=settings.orbit_frames, fps=ORBIT_FPS)
+        return [file]
+
+
+def orbit_rows(gallery: Gallery, positions: Sequence[int], num_frames: int) -> dict[str, Tensor]:
+    """Render orbit positions: `image` uint8 `[B, 3, R, R]`, `depth` uint8 `[B, 1, h, w]`."""
+    rendering = gallery.orbit(positions, num_frames)
+    return {
+        "image": quantised(rendering.image),
+        "depth": depth_levels(rendering.depth, gallery.generator.spec.depth_range),
     }
-    grid = image_grid(cells, columns=len(_YAW_DEVIATIONS) + 1)
-    return Evaluation(metrics, {"samples": grid})
 
 
-def fixed_latents(generator: Generator, count: int) -> tuple[Tensor, Tensor]:
-    """Return `z [count, z_dim]` and background codes that never change between evaluations."""
-    random = torch.Generator().manual_seed(_SEED)
-    z = torch.randn(count, generator.z_dim, generator=random)
-    code = torch.randn(count, generator.background_dim, generator=random)
-    return z.to(generator.w_avg.device), code.to(generator.w_avg.device)
+def write_orbit(file: Path, rows: Mapping[str, Tensor], *, num_frames: int, fps: float) -> None:
+    """Write the video of all subjects side by side, faces over depths.
+
+    Args:
+        file: Target `.mp4`.
+        rows: `orbit_rows` of all positions.
+        num_frames: Frames of one turn.
+        fps: Frames per second.
+    """
+    images = rows["image"].unflatten(0, (-1, num_frames))
+    depths = rows["depth"].unflatten(0, (-1, num_frames))
+    frames = (orbit_frame(images[:, f], depths[:, f]) for f in range(num_frames))
+    first = next(frames)
+    with VideoWriter(file, fps, (first.shape[0], first.shape[1])) as writer:
+        writer.write(first)
+        for frame in frames:
+            writer.write(frame)
 
 
-def view_cameras(prior: CameraPrior, like: Tensor) -> Tensor:
-    """Return cameras `[3, 4, 4]`: one half-range left, middle, one half-range right."""
-    low, high = prior.yaw_rad
-    deviations = like.new_tensor(_YAW_DEVIATIONS)
-    yaw = (low + high) / 2 + deviations * (high - low) / 2
-    pitch = torch.full_like(yaw, sum(prior.pitch_rad) / 2)
-    return orbit_cameras(yaw, pitch, sum(prior.radius) / 2)
-
-
-def depth_picture(depth: Tensor, generator: Generator, size_px: int) -> NDArray[np.uint8]:
-    """Return depth `[h, w]` as grey `[size_px, size_px, 3]`: near is white."""
-    near, far = generator.spec.depth_range
-    level = ((far - depth) / (far - near)).clamp(0, 1)[None, None] * 2 - 1
-    larger = torch.nn.functional.interpolate(level, size=(size_px, size_px), mode="nearest")
-    return to_uint8(larger.expand(1, 3, -1, -1))[0]
-
-
-@torch.no_grad()
-def _render_views(generator: Generator, z: Tensor, code: Tensor, alpha: float) -> Rendering:
-    cameras = view_cameras(generator.spec.cameras, generator.w_avg)
-    ws = generator.mapping(z[None]).expand(len(cameras), -1, -1)
-    codes = code[None].expand(len(cameras), -1)
-    options = RenderOptions(alpha=alpha)
-    return generator.synthesis(ws, cameras, background_code=codes, options=options)
+def _save_atomic(features: Tensor, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file({"features": features.contiguous()}, temporary)
+    temporary.replace(file)
