@@ -79,7 +79,21 @@ def importance_depths(depths: Tensor, weights: Tensor, uniforms: Tensor) -> Tens
         `[B, N, M]` normalised depths.
     """
     bins = (depths[..., 1:] + depths[..., :-1]) / 2
-    pdf = weights[..., 1:-1] + _PDF_FLOOR
+    return sample_bins(bins, weights[..., 1:-1], uniforms)
+
+
+def sample_bins(bins: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Invert a piecewise constant distribution.
+
+    Args:
+        bins: Edges `[..., S]`, ascending.
+        weights: Mass between them `[..., S - 1]`, not normalised.
+        uniforms: `[..., M]` in [0, 1].
+
+    Returns:
+        `[..., M]` positions between the first and the last edge.
+    """
+    pdf = weights + _PDF_FLOOR
     pdf = pdf / pdf.sum(dim=-1, keepdim=True)
     cdf = torch.cat([torch.zeros_like(pdf[..., :1]), pdf.cumsum(dim=-1)], dim=-1)
     index = torch.searchsorted(cdf.contiguous(), uniforms.contiguous())

@@ -210,7 +210,7 @@ class ForegroundQuery:
 
 def _normalized_rows(values: Tensor) -> Tensor:
     """Scale features `[B, R * R, S, 3 + C]` to unit length along each row of pixels."""
-    batch, rays = values.shape[:2]
+    rays = values.shape[1]
     side = math.isqrt(rays)
     if side * side != rays:
         raise ValueError(
