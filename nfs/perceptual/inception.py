@@ -14,7 +14,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class InceptionFeatures:
 class ScriptedInception(nn.Module):
     """A TorchScript detector; ours to call like any module."""
 
-    def __init__(self, script: torch.jit.ScriptModule):
+    def __init__(self, script: Any):
         super().__init__()
         self.script = script
         names = [argument.name for argument in script.forward.schema.arguments]
@@ -150,20 +150,20 @@ def _average(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def _block_a(block: nn.Module, x: Tensor) -> Tensor:
+def _block_a(block: Any, x: Tensor) -> Tensor:
     narrow = block.branch5x5_2(block.branch5x5_1(x))
     wide = block.branch3x3dbl_3(block.branch3x3dbl_2(block.branch3x3dbl_1(x)))
     return torch.cat([block.branch1x1(x), narrow, wide, block.branch_pool(_average(x))], 1)
 
 
-def _block_c(block: nn.Module, x: Tensor) -> Tensor:
+def _block_c(block: Any, x: Tensor) -> Tensor:
     once = block.branch7x7_3(block.branch7x7_2(block.branch7x7_1(x)))
     twice = block.branch7x7dbl_3(block.branch7x7dbl_2(block.branch7x7dbl_1(x)))
     twice = block.branch7x7dbl_5(block.branch7x7dbl_4(twice))
     return torch.cat([block.branch1x1(x), once, twice, block.branch_pool(_average(x))], 1)
 
 
-def _block_e(block: nn.Module, x: Tensor, pooled: Tensor) -> Tensor:
+def _block_e(block: Any, x: Tensor, pooled: Tensor) -> Tensor:
     once = block.branch3x3_1(x)
     twice = block.branch3x3dbl_2(block.branch3x3dbl_1(x))
     parts = [

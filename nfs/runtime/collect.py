@@ -5,7 +5,7 @@ Legend: N items in batches, W ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -70,7 +70,7 @@ def _padded(rows: Tensor, size: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
 
 
-def _gather(rows: Tensor, ranks: Ranks) -> Sequence[Tensor] | None:
+def _gather(rows: Tensor, ranks: Ranks) -> list[Tensor] | None:
     """Return the tensors of all ranks on rank 0; they travel as bytes, so any dtype will do."""
     sent = rows.contiguous().flatten().view(torch.uint8)
     received = [torch.empty_like(sent) for _ in range(ranks.size)] if ranks.rank == 0 else None

@@ -166,8 +166,10 @@ def test_inception_weights_load_from_a_state_dict(tmp_path):
     images = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(extractor.extract(images), net(images))
-    torch.save({"fc.weight": torch.zeros(1000, 2048)}, path)
-    with pytest.raises(InputError, match="not a state dict: .*size mismatch"):
+    torch.save({"other.weight": torch.zeros(3)}, path)
+    with pytest.raises(
+        InputError, match=r"not the Inception weights .* unknown \['other.weight'\]"
+    ):
         build_extractor(InceptionFile(path=str(path), sha256=_sha256(path)))
 
 
