@@ -196,7 +196,7 @@ class PlainGenerator:
         batch, num_rays, samples = depths.shape
         size = math.isqrt(num_rays)
         points = rays.at(volume.scene_depths(depths, source.spec.depth_range))
-        x = encode(points.reshape(batch, -1, 3), field.num_frequencies)
+        x = encode(points.reshape(batch, -1, 3), source.spec.num_frequencies)
         x = x.reshape(batch, size, size, samples, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)
         for index, layer in enumerate(field.layers):
             x = self._style(layer, x, ws[:, index])
@@ -235,7 +235,7 @@ class PlainGenerator:
             depths = volume.jitter_depths(depths, jitter)
         unit = rays.directions / rays.directions.norm(dim=-1, keepdim=True)
         points = volume.inverted_sphere_points(rays.origins, unit, -depths)
-        x = encode(points.reshape(batch, -1, 4), field.num_frequencies)
+        x = encode(points.reshape(batch, -1, 4), source.spec.num_frequencies)
         x = torch.cat([x, code[:, None].expand(-1, x.shape[1], -1)], dim=-1)
         for layer in field.layers:
             x = F.relu(self._plain(layer, x))

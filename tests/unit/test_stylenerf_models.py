@@ -17,9 +17,9 @@ from nfs.stylenerf import (
 )
 from nfs.stylenerf import layers as L
 from nfs.stylenerf import resampling as R
-from nfs.stylenerf.field import ForegroundField
+from nfs.stylenerf.field import RadianceField
 from nfs.stylenerf.schedule import stage
-from nfs.stylenerf.spec import EllipsoidPrior
+from nfs.stylenerf.spec import EllipsoidPrior, FieldOptions
 from nfs.stylenerf.upsampling import NearestCatUpsample
 
 TINY = GeneratorSpec(
@@ -288,12 +288,14 @@ def test_spec_survives_json(spec):
 
 def test_heads_after_compositing_equal_heads_per_sample():
     torch.manual_seed(0)
-    field = ForegroundField(6, hidden_dim=10, num_layers=2, feature_dim=5, num_frequencies=2)
+    field = RadianceField(
+        12, hidden_dim=10, num_layers=2, feature_dim=5, w_dim=6, options=FieldOptions()
+    )
     for parameter in field.parameters():
         parameter.data.normal_()
-    ws, points = torch.randn(2, field.num_ws, 6), torch.rand(2, 12, 3)
+    ws, encoded = torch.randn(2, field.num_ws, 6), torch.rand(2, 12, 12)
     weights = torch.rand(2, 3, 4)
-    hidden, _ = field.hidden_and_sigma(points, ws)
+    hidden, _ = field.hidden_and_sigma(encoded, ws)
     per_sample = field.features(hidden, ws).reshape(2, 3, 4, -1)
     expected = (weights[..., None] * per_sample).sum(dim=2)
     mean = (weights[..., None] * hidden.reshape(2, 3, 4, -1)).sum(dim=2)
