@@ -283,7 +283,95 @@ class DiscriminatorSpec:
     progressive: bool = True
     """Whether alpha selects the first active block."""
     lowres_head: int | None = 32
-    """Resolution of the first active block at alpha 0."""
+    """Resolution of the first active block at alpha 0, and of the low-resolution blocks."""
+    architecture: str = "skip"
+    """`skip`, `orig` or `resnet`; growth needs `skip`."""
+    fade: bool = False
+    """Blend a new block in while the generator blends its own in; False: at once, as the original
+    does in fact (Q2)."""
+    c_dim: int = 0
+    """Size of the condition (labels), or 0."""
+    cmap_dim: int | None = None
+    """Size that conditions are mapped to; None: the width at 4x4."""
+    mapping_num_layers: int = 8
+    """Layers of that mapping."""
+    dual_discriminator: bool = False
+    """Judge the low-resolution images too, with blocks of their own."""
+    dual_input_ratio: int | None = None
+    """Show the low-resolution image as three more channels; real ones are reduced by this."""
+    camera: str | None = None
+    """Predict the camera: `matrix`, `pose9` or `uvr`; see `discriminator_head`."""
+    separate_camera: bool = False
+    """Predict it with low-resolution blocks of its own."""
+    camera_condition: bool = True
+    """Whether the predicted camera conditions the logits."""
+    num_frozen_layers: int = 0
+    """Layers, counted from the image, that are not trained (Mo et al. 2020)."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the image that the blocks see."""
+        return 6 if self.dual_input_ratio else 3
+
+    @property
+    def condition_dim(self) -> int:
+        """Size of what conditions the logits: labels or the predicted camera; 0 for nothing."""
+        if self.camera is not None and self.camera_condition:
+            return 3 if self.camera == "uvr" else 16
+        return self.c_dim
+
+    @property
+    def cmap_features(self) -> int:
+        """Size that conditions are mapped to; 0 without conditions."""
+        if not self.condition_dim:
+            return 0
+        return self.cmap_dim or self.channels(4)
+
+    def resolutions(self, resolution: int) -> list[int]:
+        """Return the blocks' resolutions from `resolution` down to 8."""
+        found = []
+        while resolution > 4:
+            found.append(resolution)
+            resolution //= 2
+        return found
+
+    def check(self) -> None:
+        """Raise ValueError if options exclude each other."""
+        low, camera = self.lowres_head, self.camera
+        needs_low = self.dual_discriminator or self.separate_camera or self.fade
+        wrong = {
+            f"architecture={self.architecture!r} is not skip, orig or resnet": (
+                self.architecture not in ("skip", "orig", "resnet")
+            ),
+            f"camera={camera!r} is not matrix, pose9, uvr or null": (
+                camera not in (None, "matrix", "pose9", "uvr")
+            ),
+            f"progressive growth needs architecture 'skip', not {self.architecture!r}": (
+                self.progressive and self.architecture != "skip"
+            ),
+            "dual_discriminator, separate_camera and fade need lowres_head": (
+                needs_low and low is None
+            ),
+            f"lowres_head={low} is not a power of two from 8 to {self.img_resolution}": (
+                low is not None
+                and (self.progressive or needs_low)
+                and low not in self.resolutions(self.img_resolution)
+            ),
+            "separate_camera and camera_condition=false need a camera": (
+                camera is None and (self.separate_camera or not self.camera_condition)
+            ),
+            "choose one of dual_discriminator, dual_input_ratio and separate_camera": (
+                sum(map(bool, (self.dual_discriminator, self.dual_input_ratio)))
+                + self.separate_camera
+                > 1
+            ),
+            "labels (c_dim) and a predicted camera cannot both condition the logits": (
+                self.c_dim > 0 and camera is not None and self.camera_condition
+            ),
+        }
+        for message, found in wrong.items():
+            if found:
+                raise ValueError(f"discriminator: {message}")
 
     def channels(self, resolution: int) -> int:
         """Width of the block at `resolution`."""

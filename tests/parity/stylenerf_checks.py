@@ -25,6 +25,7 @@ from tests.parity.stylenerf_frame_checks import deformation, frame
 from tests.parity.stylenerf_phase_checks import train_phases
 from tests.parity.stylenerf_recording import Recording, Report
 from tests.parity.stylenerf_snapshot_checks import snapshots
+from tests.parity.stylenerf_unit_checks import units
 from tests.parity.stylenerf_variant_checks import field_operators, variants
 
 MODULE, IMAGE, IMAGE_DENSE, INJECTED = 1e-5, 2e-3, 5e-3, 5e-5
@@ -42,6 +43,7 @@ def checks(folder: Path) -> dict[str, Check]:
     folder = Path(folder)
     report = Report()
     augment(report, folder)
+    units(report, folder)
     snapshots(report, folder)
     field_operators(report, folder)
     variants(report, folder)
