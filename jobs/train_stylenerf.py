@@ -18,14 +18,18 @@ def run(config: TrainStylenerfConfig, job: JobRun) -> dict[str, Any]:
     from nfs.artifacts import read_manifest
     from nfs.stylenerf.builders import train_worker
 
-    read_manifest(config.clips, kind="clips")
-    paths = {"clips": absolute(config.clips)}
+    parents: list[str] = []
+    paths = {"data.path": absolute(config.data.path)}
+    if config.data.kind == "clips":
+        read_manifest(config.data.path, kind="clips")
+        parents.append(paths["data.path"])
+    if config.data.exclude is not None:
+        paths["data.exclude"] = absolute(config.data.exclude)
     if config.cameras.kind == "fits":
         read_manifest(config.cameras.path, kind="fits")
         paths["cameras.path"] = absolute(config.cameras.path)
-    return train_job(
-        train_worker, config.override(paths), job, model="stylenerf", parents=list(paths.values())
-    )
+        parents.append(paths["cameras.path"])
+    return train_job(train_worker, config.override(paths), job, model="stylenerf", parents=parents)
 
 
 if __name__ == "__main__":

@@ -99,14 +99,47 @@ def artifact_verify(path: str) -> None:
     print("intact")
 
 
-@checkpoint_app.command("inspect")
-def checkpoint_inspect(directory: Path) -> None:
-    """Print architecture and parameter count of the checkpoint in DIRECTORY."""
-    from nfs.training.checkpoint import read_model, read_weights
+@artifact_app.command("check-images")
+def artifact_check_images(path: str, center_crop: bool = False) -> None:
+    """Decode every image of PATH (folder, zip, parquet, clips); print the bad ones, exit 1."""
+    from nfs.stylenerf.dataset import bad_images
+    from nfs.stylenerf.image_builders import guess_source
 
-    weights = read_weights(directory)
-    print(json.dumps(read_model(directory), indent=1))
-    print(f"{len(weights)} tensors, {sum(w.numel() for w in weights.values())} numbers")
+    failed = False
+    for name, problem in bad_images(guess_source(path), center_crop=center_crop):
+        print(f"{name}\t{problem}")
+        failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+@checkpoint_app.command("inspect")
+def checkpoint_inspect(path: Path) -> None:
+    """Print what the checkpoint directory or the original's file PATH holds."""
+    from nfs.checkpoints import describe
+
+    print(json.dumps(describe(path), indent=1))
+
+
+@checkpoint_app.command("import")
+def checkpoint_import(
+    family: str, path: Path, directory: Path, config: Annotated[Path | None, typer.Option()] = None
+) -> None:
+    """Write an original file PATH of FAMILY (`stylenerf`, `arcface/r50`, ...) as DIRECTORY."""
+    from nfs.checkpoints import import_checkpoint
+
+    import_checkpoint(family, path, directory, config=config)
+    print(directory)
+
+
+@checkpoint_app.command("export")
+def checkpoint_export(
+    directory: Path, path: Path, network: Annotated[str | None, typer.Option()] = None
+) -> None:
+    """Write NETWORK (ema, weights, discriminator) under the original's names to PATH."""
+    from nfs.checkpoints import export_checkpoint
+
+    print(f"{path}: {export_checkpoint(directory, path, network=network)}")
 
 
 @records_app.command("check")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from nfs.config.base import Config, TrainingConfig
+from nfs.config.evaluate import GanEvaluationConfig
+from nfs.config.image_data import ImageData
 
 AugmentOperations = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout",
@@ -146,19 +149,6 @@ class GrowthConfig(Config):
         return self
 
 
-class ImageData(Config):
-    """Which frames are used, and how."""
-
-    split: str | None = None
-    """Value of the clips' `split` column; null uses all."""
-    mirror: bool = True
-    """Flip half of the images left to right."""
-    max_frames_per_clip: int | None = Field(None, ge=1)
-    """Evenly spaced frames kept of each clip; null keeps all."""
-    cache_row_groups: int = Field(64, ge=1)
-    """Row groups of 32 encoded frames kept in memory (about 1 MB each at 256 px)."""
-
-
 class GanOptimizer(Config):
     """Adam for both networks and the averaged generator."""
 
@@ -249,10 +239,10 @@ class WarmStartConfig(Config):
 
 
 class TrainStylenerfConfig(TrainingConfig):
-    """Train StyleNeRF on the aligned frames of `clips`."""
+    """Train StyleNeRF on images of faces (or of anything photographed alike)."""
 
-    clips: str
-    """Artifact of `jobs.preprocess`."""
+    data: ImageData
+    """Images. `clips: PATH` is short for `data: {kind: clips, path: PATH}`."""
     generator: GeneratorConfig = GeneratorConfig()
     """Generator."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -261,8 +251,6 @@ class TrainStylenerfConfig(TrainingConfig):
     """Cameras of generated images."""
     growth: GrowthConfig = GrowthConfig()
     """Progressive growth."""
-    data: ImageData = ImageData()
-    """Images."""
     optimizer: GanOptimizer = GanOptimizer()
     """Optimisers."""
     loss: GanLoss = GanLoss()
@@ -287,6 +275,29 @@ class TrainStylenerfConfig(TrainingConfig):
     """Images between saved states."""
     grid_size: int = Field(8, ge=1, le=32)
     """Latents per sample grid; each is shown from several cameras."""
+    evaluation: GanEvaluationConfig = GanEvaluationConfig()
+    """What else is measured and drawn every `evaluate_every` images."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clips_are_the_default(cls, tree: object) -> object:
+        if not isinstance(tree, Mapping):
+            return tree
+        data, rest = tree.get("data", {}), {k: v for k, v in tree.items() if k != "clips"}
+        if not isinstance(data, Mapping):
+            return rest
+        data = {"kind": "clips", **data}
+        if "clips" in tree:
+            if data["kind"] != "clips":
+                raise ValueError(f"clips={tree['clips']} has no place in data.kind={data['kind']}")
+            data["path"] = tree["clips"]
+        return {**rest, "data": data}
+
+    @model_validator(mode="after")
+    def _cameras_of_frames(self) -> Self:
+        if self.cameras.kind == "fits" and self.data.kind != "clips":
+            raise ValueError("cameras.kind=fits needs data.kind=clips: fits belong to clips")
+        return self
 
     @model_validator(mode="after")
     def _batch(self) -> Self:

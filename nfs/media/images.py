@@ -55,7 +55,7 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _to_rgb(image)
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{len(data)} bytes are not a readable picture: {error}") from None
 
 

@@ -6,13 +6,20 @@ import numpy as np
 import torch
 
 from nfs.artifacts.manifest import read_manifest
+from nfs.config.base import tree_hash
 from nfs.config.train_stylenerf import FittedCameras, FixedAugment, TrainStylenerfConfig
+from nfs.perceptual.dlib_face import DlibDistance
+from nfs.perceptual.extractors import build_extractor
+from nfs.runtime.collect import Ranks
 from nfs.runtime.context import WorkerContext
-from nfs.runtime.seeding import seed_everything
-from nfs.stylenerf.dataset import FrameImages, FrameIndex, index_frames
+from nfs.runtime.seeding import derive_seed, seed_everything
+from nfs.stylenerf.clip_frames import ClipFrames
+from nfs.stylenerf.dataset import TrainingImages
 from nfs.stylenerf.discriminator import Discriminator
+from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator, RealImages
 from nfs.stylenerf.export import export_generator, load_discriminator, load_generator
 from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.image_builders import open_images
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.settings import AugmentSettings, GanSettings
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, EllipsoidPrior, GeneratorSpec
@@ -31,32 +38,28 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         context: This rank.
     """
     config = TrainStylenerfConfig.from_tree(tree, source="train_stylenerf")
-    read_manifest(config.clips, kind="clips")
-    index = index_frames(
-        config.clips,
-        split=config.data.split,
-        max_frames_per_clip=config.data.max_frames_per_clip,
-    )
     prior = build_prior(config)
+    dataset = build_dataset(config, prior)
     if context.rank == 0:
         context.tracker.log_params(
             {
-                "data/frames": len(index),
+                "data/images": len(dataset),
+                "data/label_dim": dataset.label_dim,
                 "cameras/yaw_rad": prior.yaw_rad,
                 "cameras/pitch_rad": prior.pitch_rad,
             }
         )
     seed_everything("init", config.seed)
     task = StyleNerfTask(
-        build_generator(config, prior),
-        build_discriminator(config),
+        build_generator(config, prior, dataset.label_dim),
+        build_discriminator(config, dataset.label_dim),
         build_settings(config),
         card={
-            "trained on": f"{len(index)} frames of {config.clips}",
+            "trained on": f"{len(dataset)} images of {config.data.path}",
             "images seen": config.total_samples,
         },
+        evaluator=build_evaluator(config, dataset, context),
     )
-    dataset = build_dataset(config, index, prior)
     settings = LoopSettings(
         total_samples=config.total_samples,
         batch_size=config.batch_size,
@@ -69,12 +72,16 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
     return dict(train(task, dataset, settings, context))
 
 
-def build_generator(config: TrainStylenerfConfig, prior: CameraPrior) -> Generator:
+def build_generator(
+    config: TrainStylenerfConfig, prior: CameraPrior, label_dim: int = 0
+) -> Generator:
     """Return an untrained generator."""
     tree = config.generator.model_dump()
     shape = tree.pop("density_prior")
     density_prior = None if shape is None else EllipsoidPrior(**shape)
-    generator = Generator(GeneratorSpec(**tree, density_prior=density_prior, cameras=prior))
+    generator = Generator(
+        GeneratorSpec(**tree, c_dim=label_dim, density_prior=density_prior, cameras=prior)
+    )
     if config.warm_start is not None:
         with torch.no_grad():
             for name, parameter in generator.named_parameters():
@@ -83,12 +90,13 @@ def build_generator(config: TrainStylenerfConfig, prior: CameraPrior) -> Generat
     return generator
 
 
-def build_discriminator(config: TrainStylenerfConfig) -> Discriminator:
+def build_discriminator(config: TrainStylenerfConfig, label_dim: int = 0) -> Discriminator:
     """Return an untrained discriminator for the generator's images."""
     return Discriminator(
         DiscriminatorSpec(
             img_resolution=config.generator.img_resolution,
             lowres_head=config.generator.resolution_start,
+            c_dim=label_dim,
             **config.discriminator.model_dump(),
         )
     )
@@ -124,6 +132,33 @@ def build_augment(config: TrainStylenerfConfig) -> AugmentSettings | None:
     return AugmentSettings(**augment.model_dump(exclude={"kind"}))
 
 
+def build_evaluator(
+    config: TrainStylenerfConfig, dataset: TrainingImages, context: WorkerContext
+) -> GeneratorEvaluator:
+    """Return what measures the generator during training, comparing it with the data set."""
+    settings = config.evaluation
+    facts = {"data": config.data.tree(), "size": config.generator.img_resolution}
+
+    def read(index: int) -> torch.Tensor:
+        rng = np.random.default_rng(derive_seed("evaluation", index))
+        return torch.from_numpy(dataset.get(index, rng)["image"])
+
+    return GeneratorEvaluator(
+        EvaluationSettings(
+            grid_size=config.grid_size,
+            num_samples=settings.num_samples,
+            batch_size=settings.batch_size,
+            orbit_latents=settings.orbit_latents,
+            orbit_frames=settings.orbit_frames,
+        ),
+        directory=context.directory,
+        ranks=Ranks(context.rank, context.world_size, context.device),
+        features=build_extractor(settings.features) if settings.num_samples else None,
+        reals=RealImages(len(dataset), read, f"{dataset.fingerprint()} {tree_hash(facts)}"),
+        identity=DlibDistance.load().to(context.device),
+    )
+
+
 def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
     """Return the camera distribution: configured, or that of fitted head poses."""
     cameras = config.cameras
@@ -139,17 +174,9 @@ def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
     )
 
 
-def build_dataset(
-    config: TrainStylenerfConfig, index: FrameIndex, prior: CameraPrior
-) -> FrameImages:
+def build_dataset(config: TrainStylenerfConfig, prior: CameraPrior) -> TrainingImages:
     """Return the training images; with a warm start they carry codes, with fits their cameras."""
-    dataset = FrameImages(
-        config.clips,
-        index,
-        resolution=config.generator.img_resolution,
-        mirror=config.data.mirror,
-        cache_row_groups=config.data.cache_row_groups,
-    )
+    dataset = open_images(config.data, resolution=config.generator.img_resolution, seed=config.seed)
     if config.warm_start is not None:
         count = min(config.warm_start.num_images, len(dataset))
         chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
@@ -158,6 +185,7 @@ def build_dataset(
     if isinstance(config.cameras, FittedCameras) and (
         config.warm_start is not None or config.cameras.per_image
     ):
-        angles = read_angles(config.cameras.path)
-        dataset.angles = frame_angles(angles, index.keys, prior)
+        assert isinstance(dataset.source, ClipFrames)  # the configuration demands it
+        keys = [dataset.source.index.keys[i] for i in dataset.numbers]
+        dataset.angles = frame_angles(read_angles(config.cameras.path), keys, prior)
     return dataset

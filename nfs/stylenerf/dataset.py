@@ -1,90 +1,33 @@
-"""Aligned frames of a `clips` artifact as random-access training images.
+"""Images of any source as training items: decoded, square, resized, mirrored, labelled."""
 
-Only an index is held in memory; encoded frames are read one parquet row group at a time and a
-bounded number of row groups is kept.
-"""
-
-from collections import OrderedDict
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nfs.artifacts.store import Store
-from nfs.artifacts.tables import iter_files, table_files
-from nfs.errors import ArtifactError
+from nfs.artifacts.photo_sets import Labels
+from nfs.errors import InputError
 from nfs.media.images import decode_jpeg
+from nfs.stylenerf.image_sources import ImageSource
 from nfs.stylenerf.warm_start import LinearEncoder
 
-
-@dataclass(frozen=True)
-class FrameIndex:
-    """Where each usable frame is: parallel arrays `[M]`."""
-
-    files: list[str]
-    """Relative paths of the frames table."""
-    file: NDArray[np.int32]
-    """Index into `files`."""
-    row_group: NDArray[np.int32]
-    """Row group within the file."""
-    row: NDArray[np.int32]
-    """Row within the row group."""
-    keys: list[tuple[str, int]]
-    """Clip and frame number."""
-
-    def __len__(self) -> int:
-        return len(self.file)
+_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX}
 
 
-def index_frames(
-    uri: str, *, split: str | None = None, max_frames_per_clip: int | None = None
-) -> FrameIndex:
-    """Find the frames with status `ok`.
+class TrainingImages:
+    """A `MapDataset` of square images; only numbers and labels are held in memory.
 
     Args:
-        uri: Artifact of `jobs.preprocess`.
-        split: Keep clips with this value of `split`; None keeps all.
-        max_frames_per_clip: Evenly spaced frames kept of each clip; None keeps all.
-
-    Raises:
-        ArtifactError: If nothing is left.
-    """
-    keep = None if split is None else _clips_of_split(uri, split)
-    store, files = Store(uri), table_files(uri, "frames")
-    found: list[tuple[NDArray[np.int32], ...]] = []
-    keys: list[tuple[str, int]] = []
-    for number, path in enumerate(files):
-        with store.open_parquet(path) as parquet:
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            table = parquet.read(columns=["clip_id", "frame_index", "status"])
-        groups = np.repeat(np.arange(len(sizes)), sizes)
-        rows = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, int)])
-        clip_ids = np.asarray(table["clip_id"].to_pylist(), dtype=object)
-        chosen = np.asarray(table["status"].to_pylist(), dtype=object) == "ok"
-        if keep is not None:
-            chosen &= np.asarray([clip_id in keep for clip_id in clip_ids], dtype=bool)
-        positions = _spread(np.flatnonzero(chosen), clip_ids, max_frames_per_clip)
-        file = np.full(len(positions), number)
-        frames = table["frame_index"].to_pylist()
-        keys.extend((str(clip_ids[i]), frames[i]) for i in positions)
-        found.append(tuple(a.astype(np.int32) for a in (file, groups[positions], rows[positions])))
-    if not sum(len(part[0]) for part in found):
-        where = "" if split is None else f" in split {split!r}"
-        raise ArtifactError(f"{uri}: no frame with status ok{where}; look at the clips table")
-    file, row_group, row = (np.concatenate(column) for column in zip(*found, strict=True))
-    return FrameIndex(files, file, row_group, row, keys)
-
-
-class FrameImages:
-    """Images of a frame index, resized and mirrored; a `MapDataset`.
-
-    Args:
-        uri: Artifact of `jobs.preprocess`.
-        index: Usable frames.
-        resolution: Pixels per side.
+        source: Encoded images.
+        resolution: R, pixels per side.
         mirror: Flip half of the images.
-        cache_row_groups: Row groups of encoded frames kept.
+        numbers: Images of the source to use `[M]`; None uses all.
+        labels: Of the used images: int64 `[M]` (become one-hot) or float32 `[M, L]`.
+        center_crop: Cut the middle out of images that are not square instead of refusing them.
+        resize: Filter for other sizes; `area` averages the covered pixels.
     """
 
     encoder: LinearEncoder | None = None
@@ -94,28 +37,29 @@ class FrameImages:
 
     def __init__(
         self,
-        uri: str,
-        index: FrameIndex,
+        source: ImageSource,
         *,
         resolution: int,
         mirror: bool = True,
-        cache_row_groups: int = 64,
+        numbers: NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
+        center_crop: bool = False,
+        resize: Literal["lanczos", "area"] = "lanczos",
     ) -> None:
-        self.store = Store(uri)
-        self.index = index
-        self.resolution = resolution
-        self.mirror = mirror
-        self.cache_row_groups = cache_row_groups
-        self._cache: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self.source, self.resolution, self.mirror = source, resolution, mirror
+        self.numbers = np.arange(len(source)) if numbers is None else numbers
+        self.labels, self.center_crop, self.resize = labels, center_crop, resize
+        self.label_dim = 0 if labels is None else label_dim(labels)
 
     def __len__(self) -> int:
-        """Return the number of frames."""
-        return len(self.index)
+        """Return the number of images."""
+        return len(self.numbers)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
-        """Return `image` uint8 `[3, R, R]`, and where set up, `code [z_dim]` and `yaw_pitch [2]`.
+        """Return `image` uint8 `[3, R, R]`, and where set up `label`, `code` and `yaw_pitch`.
 
-        The flip is drawn from `rng`; a mirrored head is seen from the mirrored yaw.
+        `label` is float32 `[label_dim]`, `code` `[z_dim]`, `yaw_pitch` `[2]`. The flip is drawn
+        from `rng`; a mirrored head is seen from the mirrored yaw, labels stay as they are.
         """
         pixels = self.pixels(index)
         mirrored = self.mirror and rng.random() < 0.5
@@ -124,6 +68,8 @@ class FrameImages:
         item: dict[str, NDArray[np.generic]] = {
             "image": np.ascontiguousarray(pixels.transpose(2, 0, 1))
         }
+        if self.labels is not None:
+            item["label"] = self.label(index)
         if self.encoder is not None:
             item["code"] = self.encoder.encode(pixels, rng)
         if self.angles is not None:
@@ -131,44 +77,75 @@ class FrameImages:
             item["yaw_pitch"] = np.asarray([-yaw if mirrored else yaw, pitch], np.float32)
         return item
 
+    def fingerprint(self) -> str:
+        """Return a text that tells this set of images from others: names and a few contents."""
+        digest = hashlib.sha256()
+        for number in self.numbers:
+            digest.update(self.source.name(int(number)).encode() + b"\0")
+        for index in np.linspace(0, len(self) - 1, min(16, len(self))).round().astype(int):
+            digest.update(self.source.read(int(self.numbers[index])))
+        return f"{len(self)} images {digest.hexdigest()[:16]}"
+
+    def label(self, index: int) -> NDArray[np.float32]:
+        """Return the label float32 `[label_dim]`; a class is one-hot."""
+        assert self.labels is not None
+        if self.labels.ndim == 2:
+            return self.labels[index].astype(np.float32)
+        vector = np.zeros(self.label_dim, np.float32)
+        vector[int(self.labels[index])] = 1
+        return vector
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """Return an image as stored, resized: uint8 `[R, R, 3]`."""
-        frames = self._row_group(int(self.index.file[index]), int(self.index.row_group[index]))
-        pixels = decode_jpeg(frames[int(self.index.row[index])])
+        """Return an image, not mirrored: uint8 `[R, R, 3]`.
+
+        Raises:
+            InputError: If it is damaged or not square; the message names it.
+        """
+        number = int(self.numbers[index])
+        picture = decode(self.source, number, center_crop=self.center_crop)
         size = (self.resolution, self.resolution)
-        if pixels.shape[:2] != size:
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+        if picture.shape[:2] == size:
+            return picture
+        return np.asarray(Image.fromarray(picture).resize(size, _FILTERS[self.resize]))
+
+
+def decode(source: ImageSource, number: int, *, center_crop: bool = False) -> NDArray[np.uint8]:
+    """Return an image as stored: uint8 RGB `[S, S, 3]`; grey, 16-bit and transparent ones too.
+
+    Raises:
+        InputError: If it is damaged or, without `center_crop`, not square; the message names it.
+    """
+    where = f"{source.uri}: {source.name(number)}"
+    try:
+        pixels = decode_jpeg(source.read(number))
+    except ValueError as error:
+        raise InputError(
+            f"{where}: {error}; `nfs artifact check-images {source.uri} > bad.txt` lists all such "
+            "images, data.exclude=bad.txt leaves them out"
+        ) from None
+    height, width = pixels.shape[:2]
+    if height == width:
         return pixels
-
-    def _row_group(self, file: int, group: int) -> list[bytes]:
-        key = (file, group)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        with self.store.open_parquet(self.index.files[file]) as parquet:
-            frames = parquet.read_row_group(group, columns=["image_jpeg"])["image_jpeg"].to_pylist()
-        self._cache[key] = frames
-        if len(self._cache) > self.cache_row_groups:
-            self._cache.popitem(last=False)
-        return self._cache[key]
+    if not center_crop:
+        raise InputError(
+            f"{where}: {width} x {height} px is not square; set data.crop=center, or align the "
+            "photos with jobs.preprocess"
+        )
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
-def _clips_of_split(uri: str, split: str) -> set[str]:
-    clips: set[str] = set()
-    for _, table in iter_files(uri, "clips", ["clip_id", "split"]):
-        rows = zip(table["clip_id"].to_pylist(), table["split"].to_pylist(), strict=True)
-        clips.update(clip_id for clip_id, value in rows if value == split)
-    return clips
+def label_dim(labels: Labels) -> int:
+    """Return the length of a label vector: classes, or L of `[N, L]`."""
+    return int(labels.shape[1]) if labels.ndim == 2 else int(labels.max()) + 1
 
 
-def _spread(
-    positions: NDArray[np.intp], clip_ids: NDArray[np.object_], limit: int | None
-) -> NDArray[np.intp]:
-    if limit is None or not len(positions):
-        return positions
-    kept = []
-    for clip_id in dict.fromkeys(clip_ids[positions]):
-        mine = positions[clip_ids[positions] == clip_id]
-        take = np.linspace(0, len(mine) - 1, min(limit, len(mine))).round().astype(int)
-        kept.append(mine[take])
-    return np.concatenate(kept)
+def bad_images(source: ImageSource, *, center_crop: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield (name, problem) of each image of a source that cannot be trained on; decodes all."""
+    for number in range(len(source)):
+        try:
+            decode(source, number, center_crop=center_crop)
+        except InputError as error:
+            problem = str(error).split("; ")[0]
+            yield source.name(number), problem.removeprefix(f"{source.uri}: ").partition(": ")[2]

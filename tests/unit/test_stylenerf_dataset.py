@@ -9,7 +9,8 @@ from nfs.artifacts.schemas import CLIPS, FITS, FRAMES
 from nfs.artifacts.store import Store
 from nfs.errors import ArtifactError
 from nfs.media.images import encode_png
-from nfs.stylenerf.dataset import FrameImages, index_frames
+from nfs.stylenerf.clip_frames import ClipFrames, index_frames
+from nfs.stylenerf.dataset import TrainingImages
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.warm_start import fit_linear_encoder
 
@@ -42,34 +43,39 @@ def clips(tmp_path_factory):
     return uri
 
 
-def marks(images: FrameImages) -> list[tuple[int, int]]:
+def frame_images(clips, *, cache_row_groups=64, split=None, limit=None, **options):
+    index = index_frames(clips, split=split, max_frames_per_clip=limit)
+    source = ClipFrames(clips, index, cache_row_groups=cache_row_groups)
+    return TrainingImages(source, **{"resolution": 8, **options})
+
+
+def marks(images: TrainingImages) -> list[tuple[int, int]]:
     found = [images.get(i, np.random.default_rng(0))["image"][1:, 0, 0] for i in range(len(images))]
     return [(int(clip), int(frame)) for clip, frame in found]
 
 
 def test_only_good_frames_are_used(clips):
-    images = FrameImages(clips, index_frames(clips), resolution=8)
+    images = frame_images(clips)
     assert marks(images) == [(0, 0), (0, 1), (0, 3), (0, 4), (0, 6), (1, 0), (1, 1)]
 
 
 def test_split_and_limit(clips):
-    val = FrameImages(clips, index_frames(clips, split="val"), resolution=8)
+    val = frame_images(clips, split="val")
     assert marks(val) == [(1, 0), (1, 1)]
-    few = FrameImages(clips, index_frames(clips, max_frames_per_clip=2), resolution=8)
+    few = frame_images(clips, limit=2)
     assert marks(few) == [(0, 0), (0, 6), (1, 0), (1, 1)]
     with pytest.raises(ArtifactError, match="no frame with status ok in split 'test'"):
         index_frames(clips, split="test")
 
 
 def test_images_are_resized_and_mirrored_by_the_given_generator(clips):
-    index = index_frames(clips)
-    small = FrameImages(clips, index, resolution=4).get(0, np.random.default_rng(0))["image"]
+    small = frame_images(clips, resolution=4).get(0, np.random.default_rng(0))["image"]
     assert small.shape == (3, 4, 4)
     assert small.dtype == np.uint8
-    images = FrameImages(clips, index, resolution=8)
+    images = frame_images(clips)
     ramps = {images.get(0, np.random.default_rng(seed))["image"][0, 0, 0] for seed in range(8)}
     assert ramps == {0, 7}
-    plain = FrameImages(clips, index, resolution=8, mirror=False)
+    plain = frame_images(clips, mirror=False)
     assert {plain.get(0, np.random.default_rng(s))["image"][0, 0, 0] for s in range(8)} == {0}
 
 
@@ -91,7 +97,7 @@ def test_codes_are_white_and_repeatable():
 
 
 def test_items_carry_codes_when_there_is_an_encoder(clips):
-    images = FrameImages(clips, index_frames(clips), resolution=8)
+    images = frame_images(clips)
     images.encoder = fit_linear_encoder([images.pixels(i) for i in range(4)], 3)
     item = images.get(0, np.random.default_rng(0))
     assert item["code"].shape == (3,)
@@ -99,9 +105,9 @@ def test_items_carry_codes_when_there_is_an_encoder(clips):
 
 
 def test_the_cache_is_bounded(clips):
-    images = FrameImages(clips, index_frames(clips), resolution=8, cache_row_groups=2)
+    images = frame_images(clips, cache_row_groups=2)
     first = marks(images)
-    assert len(images._cache) == 2
+    assert len(images.source.groups) == 2
     assert marks(images) == first
 
 
@@ -128,7 +134,7 @@ def test_cameras_from_fits(tmp_path):
 
 
 def test_a_mirrored_head_is_seen_from_the_mirrored_yaw(clips):
-    images = FrameImages(clips, index_frames(clips), resolution=8)
+    images = frame_images(clips)
     images.angles = np.tile(np.float32([0.2, 1.5]), (len(images), 1))
     items = [images.get(0, np.random.default_rng(seed)) for seed in range(8)]
     yaws = {(int(item["image"][0, 0, 0]), round(float(item["yaw_pitch"][0]), 3)) for item in items}
