@@ -97,25 +97,32 @@ def to_float(images: NDArray[np.uint8]) -> Tensor:
 def image_grid(
     images: Sequence[NDArray[np.uint8]], *, columns: int | None = None, gap_px: int = 2
 ) -> NDArray[np.uint8]:
-    """Return one uint8 RGB picture with the images in rows; smaller ones are centred on grey.
+    """Return one uint8 RGB picture with the images in rows on white; smaller ones are centred.
 
     Args:
         images: uint8 [H, W, 3], sizes may differ.
-        columns: Images per row; about square by default.
+        columns: Most images per row; by default about square, with as few empty places as can be.
         gap_px: Space between images.
     """
     if not images:
         raise ValueError("image_grid needs at least one image")
-    count = columns or int(np.ceil(np.sqrt(len(images))))
+    count = _columns(len(images)) if columns is None else min(columns, len(images))
     rows = -(-len(images) // count)
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     step_y, step_x = height + gap_px, width + gap_px
-    sheet = np.full((rows * step_y - gap_px, count * step_x - gap_px, 3), 128, np.uint8)
+    sheet = np.full((rows * step_y - gap_px, count * step_x - gap_px, 3), _BACKGROUND, np.uint8)
     for index, image in enumerate(images):
         top = index // count * step_y + (height - image.shape[0]) // 2
         left = index % count * step_x + (width - image.shape[1]) // 2
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
+
+
+def _columns(num_images: int) -> int:
+    """Return the number of columns of a sheet that is at most twice as wide as high."""
+    square = int(np.ceil(np.sqrt(num_images)))
+    widest = max(square, int(np.sqrt(2 * num_images)))
+    return min(range(square, widest + 1), key=lambda count: (-num_images % count, count))
 
 
 def warp_affine(

@@ -23,6 +23,7 @@ from nfs.stylenerf.spec import CameraPrior
 VIEW_YAWS = (0.0, 0.5, 1.0)
 MIDDLE_VIEW = 1
 _ORBIT_PITCH = 0.25
+_SHOWN_DEPTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,13 @@ def quantised(images: Tensor) -> Tensor:
 
 
 def depth_levels(depth: Tensor, depth_range: tuple[float, float]) -> Tensor:
-    """Turn depths `[B, 1, h, w]` into uint8 greys `[B, 1, h, w]`: near is white."""
+    """Turn depths `[B, 1, h, w]` into uint8 greys `[B, 1, h, w]`.
+
+    Near is white; black begins beyond the middle of the range, where no surface of a head is.
+    """
     near, far = depth_range
-    return ((far - depth) / (far - near) * 255).round().clamp(0, 255).to(torch.uint8)
+    black = near + _SHOWN_DEPTH * (far - near)
+    return ((black - depth) / (black - near) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def picture(levels: Tensor, size_px: int) -> NDArray[np.uint8]:

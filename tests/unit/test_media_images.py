@@ -85,7 +85,17 @@ def test_grid_places_images_row_by_row():
     assert sheet[0, 0, 0] == 0
     assert sheet[0, 7, 0] == 10
     assert sheet[5, 0, 0] == 30
-    assert sheet[8, 19, 0] == 128
+    assert sheet[8, 19, 0] == 255
+    assert sheet[4, 0, 0] == 255  # the gap
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (8, (2, 4)), (10, (3, 4))]
+)
+def test_grid_is_about_square_with_few_empty_places(count, shape):
+    tiles = [np.zeros((2, 2, 3), np.uint8)] * count
+    assert image_grid(tiles, gap_px=0).shape[:2] == (2 * shape[0], 2 * shape[1])
+    assert image_grid(tiles, columns=12, gap_px=0).shape[1] == 2 * min(count, 12)
 
 
 def test_affine_inverse_and_application_agree():
