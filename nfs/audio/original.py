@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfs.audio.audio2exp import Audio2Exp
 from nfs.errors import InputError
+from nfs.training.checkpoint import read_weights, write_checkpoint
 
 _RELEASE_PREFIX = "audio2exp."
 _WAV2LIP_PREFIX = "module.audio_encoder."
@@ -60,6 +63,27 @@ def load_wav2lip_encoder(model: Audio2Exp, state_dict: Mapping[str, Tensor]) -> 
 def export_audio2exp(model: Audio2Exp, prefix: str = "") -> dict[str, Tensor]:
     """Return the state dict under the original's names, e.g. with prefix `audio2exp.`."""
     return {prefix + name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+
+
+def write_imported(
+    directory: Path, network: nn.Module, family: str, facts: Mapping[str, Any]
+) -> None:
+    """Write an imported network as a checkpoint directory."""
+    text = f"# {family}\n\n" + "".join(f"- {key}: {value}\n" for key, value in facts.items())
+    write_checkpoint(directory, network.state_dict(), model={"kind": family}, card=text)
+
+
+def export_checkpoint(
+    directory: str | Path, network: str | None
+) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """Return state dict, family and options of a checkpoint; our names are the original's.
+
+    Raises:
+        InputError: If another network is asked for than `ema` or `weights`.
+    """
+    if network not in (None, "ema", "weights"):
+        raise InputError(f"{directory}: holds `ema` and `weights`, not {network}")
+    return read_weights(directory, ema=network != "weights"), "audio2exp", {}
 
 
 def select_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -144,6 +144,7 @@ def _storage(data: object) -> torch.storage.TypedStorage | torch.storage.Untyped
         raise pickle.UnpicklingError("a tensor storage that is not bytes")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
         try:
             storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

@@ -1,12 +1,12 @@
 """Which function imports which original network; the functions live with their families."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfs.errors import InputError
-from nfs.pretrained.readers import read_state_dict
+from nfs.pretrained.readers import read_options, read_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +26,12 @@ FAMILIES: dict[str, str] = {
     "recon/resnet18": "nfs.morphable.recon.original:load_resnet18",
     **{f"arcface/{name}": f"nfs.arcface.original:load_{name}" for name in _ARCFACE},
 }
+# Family -> "module:function" with `function(path) -> (state_dict, config)`: networks that the
+# original pickles whole.
+SNAPSHOTS: dict[str, str] = {
+    "stylenerf/generator": "nfs.stylenerf.snapshot:read_generator",
+    "stylenerf/discriminator": "nfs.stylenerf.snapshot:read_discriminator",
+}
 
 
 def load_original(
@@ -37,7 +43,8 @@ def load_original(
 
     Args:
         family: A key of `FAMILIES`, e.g. `stylenerf/generator`.
-        path_or_state_dict: A `.safetensors` file, or tensors under their original names.
+        path_or_state_dict: A file (see `read_state_dict`; for StyleNeRF also a snapshot `.pkl`, of
+            which the averaged generator is taken), or tensors under their original names.
         config: The original's keyword arguments, where the file does not carry them.
 
     Raises:
@@ -47,7 +54,21 @@ def load_original(
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; known: {', '.join(sorted(FAMILIES))}")
     if isinstance(path_or_state_dict, str | Path):
-        path_or_state_dict = read_state_dict(path_or_state_dict)
-    module_name, _, function = FAMILIES[family].partition(":")
-    module: nn.Module = getattr(import_module(module_name), function)(path_or_state_dict, config)
+        path_or_state_dict, carried = _read(family, path_or_state_dict)
+        config = carried if config is None else config
+    module: nn.Module = resolve(FAMILIES[family])(path_or_state_dict, config)
     return module
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """Import `module:function`."""
+    module_name, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module_name), function)
+    return found
+
+
+def _read(family: str, path: str | Path) -> "tuple[Mapping[str, Tensor], Mapping[str, Any] | None]":
+    if family in SNAPSHOTS and Path(path).suffix == ".pkl":
+        state, options = resolve(SNAPSHOTS[family])(path)
+        return state, options
+    return read_state_dict(path), read_options(path)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfs.errors import InputError
 from nfs.pretrained.pickle_reader import PersistentObject, read_pickle
 from nfs.pretrained.pickled_modules import module_tensors, plain, state_of
 from nfs.stylenerf.augment import OPERATIONS
 from nfs.stylenerf.export import export_generator
+from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.original import load_generator
 from nfs.stylenerf.original_discriminator import load_discriminator
 from nfs.stylenerf.snapshot_options import discriminator_options, generator_options
@@ -144,16 +145,50 @@ def import_snapshot(path: str | Path, directory: str | Path) -> Snapshot:
         load = load_discriminator if name.startswith("D") else load_generator
         built[name] = load(network.state_dict, network.options)
     averaged = built.get("G_ema")
-    generator = built.get("G", averaged)
     export_generator(
         directory,
-        generator,
+        built["G"] if averaged is None else built.get("G", averaged),
         ema=averaged,
         discriminator=built.get("D"),
         card=_facts(snapshot),
         origin=_origin(snapshot),
     )
     return snapshot
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return what a snapshot holds, as plain values."""
+    return read_snapshot(path).summary()
+
+
+def read_generator(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return state dict and options of a snapshot's averaged generator, else of its G."""
+    networks = read_snapshot(path).networks
+    network = networks.get("G_ema") or networks["G"]
+    return network.state_dict, network.options
+
+
+def read_discriminator(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return state dict and options of a snapshot's discriminator.
+
+    Raises:
+        InputError: If there is none.
+    """
+    network = read_snapshot(path).networks.get("D")
+    if network is None:
+        raise InputError(f"{path}: holds no discriminator")
+    return network.state_dict, network.options
+
+
+def write_imported(directory: Path, network: nn.Module, family: str, facts: dict[str, Any]) -> None:
+    """Write a generator that came alone as a checkpoint directory.
+
+    Raises:
+        InputError: For a discriminator, which is no checkpoint without its generator.
+    """
+    if not isinstance(network, Generator):
+        raise InputError(f"{family} alone is not a checkpoint; import the snapshot, or a generator")
+    export_generator(directory, network, card=facts)
 
 
 def not_finite(state_dict: dict[str, Tensor]) -> list[str]:

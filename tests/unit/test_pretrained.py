@@ -33,14 +33,6 @@ def test_unknown_family_lists_the_known_ones():
         load_original("stylegan9", {})
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".pt", ".pth"])
-def test_pickles_are_refused(tmp_path, suffix):
-    file = tmp_path / f"network{suffix}"
-    file.write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.")
-    with pytest.raises(InputError, match="run code when loaded"):
-        read_state_dict(file)
-
-
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(InputError, match="no such checkpoint file"):
         read_state_dict(tmp_path / "absent.safetensors")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from nfs.errors import ArtifactError, InputError
 from nfs.morphable.recon.network import ReconNet, ReconSpec
 from nfs.morphable.recon.original import load_weights
@@ -55,6 +57,28 @@ def load_network(directory: str | Path, *, ema: bool = True) -> ReconNet:
     except InputError as error:
         raise ArtifactError(str(error)) from None
     return network.eval()
+
+
+def write_imported(
+    directory: Path, network: nn.Module, family: str, facts: Mapping[str, Any]
+) -> None:
+    """Write an imported regressor as a checkpoint directory."""
+    assert isinstance(network, ReconNet), family
+    export_network(directory, network, ema=None, facts=facts, metrics={})
+
+
+def export_checkpoint(
+    directory: str | Path, network: str | None
+) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """Return state dict, family and options of a checkpoint; our names are the original's.
+
+    Raises:
+        InputError: If another network is asked for than `ema` or `weights`.
+    """
+    if network not in (None, "ema", "weights"):
+        raise InputError(f"{directory}: holds `ema` and `weights`, not {network}")
+    found = load_network(directory, ema=network != "weights")
+    return found.state_dict(), f"recon/{found.spec.backbone}", {}
 
 
 def _card(spec: ReconSpec, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
