@@ -104,6 +104,49 @@ class DiscriminatorConfig(Config):
     """Clamp of activations; null for none."""
     mbstd_group_size: int = Field(8, ge=1)
     """Samples per group of the minibatch statistics; divides the batch of one worker."""
+    mbstd_num_channels: int = Field(1, ge=1)
+    """Channels of the minibatch statistics."""
+    architecture: Literal["skip", "orig", "resnet"] = "skip"
+    """Where blocks see the image: all of them, or the first alone (`resnet`: with a bypass)."""
+    progressive: bool = True
+    """Grow with the generator; needs the architecture `skip`."""
+    fade: bool = False
+    """Blend a new block in instead of switching to it at once, as the original does in fact."""
+    cmap_dim: int | None = Field(None, ge=1)
+    """Size that labels or cameras are mapped to; null: the width at 4x4."""
+    mapping_num_layers: int = Field(8, ge=1)
+    """Layers of that mapping."""
+    dual_discriminator: bool = False
+    """Judge the low-resolution images too, with blocks of their own."""
+    dual_input_ratio: int | None = Field(None, ge=2)
+    """Show the low-resolution image as more channels; real ones are reduced by this factor."""
+    camera: Literal["matrix", "pose9", "uvr"] | None = None
+    """Predict cameras: matrix, rotation rows with translation, or yaw, pitch and radius."""
+    separate_camera: bool = False
+    """Predict the camera with low-resolution blocks of its own."""
+    camera_condition: bool = True
+    """Whether the predicted camera conditions the logits."""
+    num_frozen_layers: int = Field(0, ge=0)
+    """Layers, counted from the image, that keep their initial weights (fine-tuning)."""
+
+    @model_validator(mode="after")
+    def _variants(self) -> Self:
+        if self.progressive and self.architecture != "skip":
+            raise ValueError(
+                f"architecture={self.architecture} cannot grow: set discriminator.progressive=false"
+            )
+        if self.fade and not self.progressive:
+            raise ValueError("discriminator.fade needs progressive=true")
+        if self.camera is None and (self.separate_camera or not self.camera_condition):
+            raise ValueError("separate_camera and camera_condition=false need discriminator.camera")
+        chosen = [
+            name
+            for name in ("dual_discriminator", "dual_input_ratio", "separate_camera")
+            if getattr(self, name)
+        ]
+        if len(chosen) > 1:
+            raise ValueError(f"choose one of discriminator.{' and discriminator.'.join(chosen)}")
+        return self
 
 
 class PriorCameras(Config):
@@ -287,7 +330,7 @@ class TrainStylenerfConfig(TrainingConfig):
         if not isinstance(data, Mapping):
             return rest
         data = {"kind": "clips", **data}
-        if "clips" in tree:
+        if tree.get("clips") is not None:
             if data["kind"] != "clips":
                 raise ValueError(f"clips={tree['clips']} has no place in data.kind={data['kind']}")
             data["path"] = tree["clips"]

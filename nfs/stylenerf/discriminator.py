@@ -172,7 +172,7 @@ class Discriminator(nn.Module):
         *,
         alpha: float = 1.0,
         image_low: Tensor | None = None,
-        label: Tensor | None = None,
+        c: Tensor | None = None,
         return_camera: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return logits `[B, 1]` of images `[B, 3, R, R]`.
@@ -182,7 +182,7 @@ class Discriminator(nn.Module):
             alpha: Growth stage in [0, 1], or -1: everything is active.
             image_low: The low-resolution images `[B, 3, r, r]` that generated ones came with, for
                 dual discriminators; None (real images): the images themselves, resized.
-            label: Conditions `[B, c_dim]`.
+            c: Conditions `[B, c_dim]`.
             return_camera: Also return the predicted cameras, see `CameraHead`.
 
         Returns:
@@ -190,7 +190,7 @@ class Discriminator(nn.Module):
             With `return_camera` a pair.
         """
         first = self.first_resolution(alpha, image.shape[-1])
-        self._check(image, label, first=first, alpha=alpha, return_camera=return_camera)
+        self._check(image, c, first=first, alpha=alpha, return_camera=return_camera)
         if image.shape[-1] > first:
             image = _resized(image, first)
         seen = self._with_low(image, image_low) if self.spec.dual_input_ratio else image
@@ -198,7 +198,7 @@ class Discriminator(nn.Module):
         camera = self._camera(image, features)
         condition: Tensor | None = None
         if self.label_mapping is not None:
-            source = label if label is not None or camera is None else camera.detach()
+            source = c if c is not None or camera is None else camera.detach()
             condition = self.label_mapping(source)
         logits: Tensor = self.epilogue(features, rest, condition)
         if self.spec.dual_discriminator:
@@ -292,7 +292,7 @@ class Discriminator(nn.Module):
     def _check(
         self,
         image: Tensor,
-        label: Tensor | None,
+        c: Tensor | None,
         *,
         first: int,
         alpha: float,
@@ -305,12 +305,12 @@ class Discriminator(nn.Module):
                 f"image of {image.shape[-1]} px is smaller than the first active block "
                 f"({first} px at alpha={alpha})"
             )
-        expected = (len(image), self.spec.c_dim) if self.spec.c_dim else None
-        if (None if label is None else tuple(label.shape)) != expected:
+        expected = [len(image), self.spec.c_dim] if self.spec.c_dim else None
+        given = None if c is None else list(c.shape)
+        if given != expected:
             raise ValueError(
-                f"label must be {'None' if expected is None else list(expected)} for a "
-                f"discriminator with c_dim={self.spec.c_dim}, "
-                f"got {None if label is None else list(label.shape)}"
+                f"c must be {expected} for a discriminator with c_dim={self.spec.c_dim}, "
+                f"got {given}"
             )
         if return_camera and self.camera_head is None:
             raise ValueError(

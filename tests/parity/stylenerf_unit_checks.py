@@ -146,15 +146,15 @@ def _judged(
     image, spec = inputs["img"], network.spec
     label = inputs["label"] if spec.c_dim else None
     if spec.camera is not None:
-        logits, camera = network(image, label=label, return_camera=True)
+        logits, camera = network(image, c=label, return_camera=True)
         yield "logits", logits
         yield "camera", camera
         if spec.camera == "uvr":
             yield "camera_loss", camera_loss(camera, inputs["uvr"])
         return
     low = inputs["img_nerf"] if spec.dual_discriminator else None
-    yield "logits", network(image, image_low=low, label=label)
-    yield "logits_real", network(image, label=label)
+    yield "logits", network(image, image_low=low, c=label)
+    yield "logits_real", network(image, c=label)
     if not spec.progressive:
         return
     fading = Discriminator(replace(discriminator_spec(kwargs), fade=True)).eval()
@@ -167,7 +167,7 @@ def _judged(
         # At alpha 0 without a named source the input has the size of the first stage.
         seen = inputs["img_nerf"] if alpha == 0 and not source else image
         judge = fading if fade == "_true_fade" else network
-        yield key, judge(seen, alpha=alpha, label=label)
+        yield key, judge(seen, alpha=alpha, c=label)
 
 
 def _nested(values: dict[str, Any], prefix: str) -> dict[str, Any]:
