@@ -11,86 +11,12 @@ from pydantic import Field, model_validator
 from nfs.config.base import Config, TrainingConfig
 from nfs.config.evaluate import GanEvaluationConfig
 from nfs.config.image_data import ImageData
+from nfs.config.stylenerf_generator import GeneratorConfig
 
 AugmentOperations = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout",
     "bg", "bgc0", "bgc", "bgcf", "bgcfn", "bgcfnc",
 ]  # fmt: skip
-
-
-class DensityPriorConfig(Config):
-    """Solid ellipsoid that the density starts from, so that a short run has a head to paint."""
-
-    radii: tuple[float, float, float] = (0.10, 0.08, 0.11)
-    """Half axes towards the frontal camera, to the image's right, and up; scene units."""
-    strength: float = Field(100.0, gt=0)
-    """Raw density at the centre, per scene unit."""
-
-
-class GeneratorConfig(Config):
-    """Architecture of the generator."""
-
-    z_dim: int = Field(512, ge=1)
-    """Size of the latent."""
-    w_dim: int = Field(512, ge=1)
-    """Size of a style."""
-    img_resolution: int = Field(256, ge=8)
-    """Pixels per side of the image, a power of two."""
-    mapping_num_layers: int = Field(8, ge=1)
-    """Layers of the mapping network."""
-    w_avg_beta: float = Field(0.995, ge=0, lt=1)
-    """Decay of the running mean of styles per step; faster for short runs."""
-    field_hidden_dim: int = Field(128, ge=1)
-    """Width of the foreground field."""
-    field_num_layers: int = Field(8, ge=1)
-    """Hidden layers of the foreground field."""
-    background_dim: int = Field(32, ge=1)
-    """Size of the background code."""
-    background_hidden_dim: int = Field(64, ge=1)
-    """Width of the background field."""
-    background_num_layers: int = Field(4, ge=1)
-    """Hidden layers of the background field."""
-    feature_dim: int = Field(256, ge=4)
-    """Channels of the rendered feature map."""
-    num_frequencies: int = Field(10, ge=1, le=16)
-    """Octaves of the positional encoding."""
-    resolution_vol: int = Field(32, ge=8)
-    """Pixels per side of the rendered feature map, a power of two."""
-    resolution_start: int = Field(32, ge=8)
-    """First resolution of progressive growth, a power of two."""
-    num_samples: int = Field(14, ge=4)
-    """Foreground samples per ray and pass."""
-    num_background_samples: int = Field(4, ge=2)
-    """Background samples per ray."""
-    depth_range: tuple[float, float] = (0.88, 1.12)
-    """Near and far end of the foreground, scene units; the camera is 1 away."""
-    background_start: float = Field(0.5, gt=0, le=1)
-    """Largest inverse radius of the background."""
-    fov_deg: float = Field(12.0, gt=0, lt=120)
-    """Field of view, degrees."""
-    channel_base: float = Field(1.0, gt=0)
-    """Width of a 2-D block: `channel_base * 32768 / resolution`."""
-    channel_max: int = Field(1024, ge=4)
-    """Largest width of a 2-D block."""
-    conv_clamp: float | None = Field(256.0, gt=0)
-    """Clamp of activations in the 2-D blocks; null for none."""
-    magnitude_ema_beta: float = Field(0.999, ge=0, lt=1)
-    """Decay of the running mean square of 2-D inputs per step; faster for short runs."""
-
-    density_prior: DensityPriorConfig | None = None
-    """Shape that the density starts from; null as published."""
-
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        for name in ("img_resolution", "resolution_vol", "resolution_start"):
-            value = getattr(self, name)
-            if value & (value - 1):
-                raise ValueError(f"{name}={value} is not a power of two")
-        if not self.resolution_start <= self.resolution_vol <= self.img_resolution:
-            raise ValueError("need resolution_start <= resolution_vol <= img_resolution")
-        if self.depth_range[0] >= self.depth_range[1]:
-            raise ValueError("depth_range: near must be below far")
-        return self
 
 
 class DiscriminatorConfig(Config):
@@ -157,8 +83,14 @@ class PriorCameras(Config):
     """Range; the gaussian has its mean in the middle and half the width as deviation."""
     pitch_rad: tuple[float, float] = (math.pi / 2 - 0.155, math.pi / 2 + 0.155)
     """Range of the polar angle; pi/2 is level."""
+    radius: tuple[float, float] = (1.0, 1.0)
+    """Range of the distance, scene units."""
     gaussian: bool = True
     """Normal instead of uniform."""
+    angular: bool = True
+    """False: the ranges are shares of the sphere, yaw / 2 pi and (1 - cos pitch) / 2."""
+    roll_deg: float = Field(0.0, ge=0)
+    """Twice the standard deviation of the images' roll, degrees."""
 
 
 class FittedCameras(Config):
