@@ -6,6 +6,7 @@ map, H/W size of the image. Reference: Gu et al. 2022 (StyleNeRF), spec/stylener
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +19,14 @@ from nfs.geometry.rays import corner_pixel_grid, pixel_grid, rolled_pixels
 from nfs.stylenerf.cameras import CameraHead
 from nfs.stylenerf.encodings import PointEncoding
 from nfs.stylenerf.field import RGB_CHANNELS, RadianceField
-from nfs.stylenerf.inputs import PlaneInput
+from nfs.stylenerf.inputs import PlaneInput, foreground_inputs, point_encoding
 from nfs.stylenerf.mapping import MappingNetwork
 from nfs.stylenerf.path_regularizer import StridedPixels, path_loss, strided_pixels
 from nfs.stylenerf.rendering import FieldQuery, Lookup, RaySamples, RenderDraws
 from nfs.stylenerf.renderings import FeatureEdit, Rendering, RenderOptions
 from nfs.stylenerf.scene import Scene, render_rays, with_code
 from nfs.stylenerf.schedule import Stage, stage
-from nfs.stylenerf.spec import FieldOptions, GeneratorSpec
+from nfs.stylenerf.spec import GeneratorSpec
 from nfs.stylenerf.synthesis import LayerOptions, Noise
 from nfs.stylenerf.upsampler import Upsampler
 
@@ -47,7 +48,7 @@ class Generator(nn.Module):
         super().__init__()
         self.spec = spec
         w_dim = spec.w_dim
-        self.inputs: PointEncoding | PlaneInput = _inputs(spec)
+        self.inputs: PointEncoding | PlaneInput = foreground_inputs(spec)
         self.foreground = RadianceField(
             self.inputs.dim,
             hidden_dim=spec.field_hidden_dim,
@@ -60,7 +61,7 @@ class Generator(nn.Module):
         self.background_encoding: PointEncoding | None = None
         if spec.background is not None:
             octaves = spec.background_num_frequencies or spec.num_frequencies
-            self.background_encoding = _encoding(spec.background, 4, octaves)
+            self.background_encoding = point_encoding(spec.background, 4, octaves)
             self.background = RadianceField(
                 self.background_encoding.dim + self.background_dim,
                 hidden_dim=spec.background_hidden_dim,
@@ -319,14 +320,18 @@ class Generator(nn.Module):
         uniforms = draws.path_offsets
         if uniforms is None:
             uniforms = torch.rand(batch, 2, device=self.w_avg.device)
-        return strided_pixels(active.image_resolution, options.path_pixels, uniforms)
+        strided = strided_pixels(active.image_resolution, options.path_pixels, uniforms)
+        grid = self._pixel_grid(active.image_resolution)
+        return replace(strided, coordinates=grid[strided.index])
 
-    def _pixels(self, size: int, strided: StridedPixels | None) -> Tensor:
+    def _pixel_grid(self, size: int) -> Tensor:
         device = self.w_avg.device
         if self.spec.corner_aligned:
-            pixels = corner_pixel_grid(size, self.img_resolution, device=device)
-        else:
-            pixels = pixel_grid(size, device=device)
+            return corner_pixel_grid(size, self.img_resolution, device=device)
+        return pixel_grid(size, device=device)
+
+    def _pixels(self, size: int, strided: StridedPixels | None) -> Tensor:
+        pixels = self._pixel_grid(size)
         if strided is None:
             return pixels
         everywhere = pixels.expand(len(strided.index), -1, 2)
@@ -375,26 +380,3 @@ class Generator(nn.Module):
         top, left = margins
         kept = image[:, :, top : size - top, left : size - left]
         return F.pad(kept, (left, left, top, top), value=-1.0)
-
-
-def _encoding(options: FieldOptions, point_dim: int, num_frequencies: int) -> PointEncoding:
-    return PointEncoding(
-        point_dim,
-        kind=options.encoding,
-        num_frequencies=num_frequencies,
-        append_position=options.append_position,
-        position_scale=options.position_scale,
-    )
-
-
-def _inputs(spec: GeneratorSpec) -> PointEncoding | PlaneInput:
-    if spec.inputs is None:
-        return _encoding(spec.foreground, 3, spec.num_frequencies)
-    near, far = spec.depth_range
-    return PlaneInput(
-        spec.inputs,
-        w_dim=spec.w_dim,
-        clamp=spec.conv_clamp,
-        magnitude_beta=spec.magnitude_ema_beta,
-        bound=2.0 if spec.depth_warp == "inverse" else far - near,
-    )

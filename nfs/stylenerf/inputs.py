@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nfs.stylenerf.encodings import positional_encoding
+from nfs.stylenerf.encodings import PointEncoding, positional_encoding
 from nfs.stylenerf.input_stack import InputStack
 from nfs.stylenerf.planes import multiscale_features, tri_plane_features, volume_features
-from nfs.stylenerf.spec import InputSpec, channels_at
+from nfs.stylenerf.spec import FieldOptions, GeneratorSpec, InputSpec, channels_at
 from nfs.stylenerf.synthesis import LayerOptions, Noise
 
 
@@ -95,3 +95,28 @@ class PlaneInput(nn.Module):
         return lambda points: multiscale_features(
             made, points, spec.level_frequencies, num_levels=spec.num_levels
         )
+
+
+def point_encoding(options: FieldOptions, point_dim: int, num_frequencies: int) -> PointEncoding:
+    """Return the positional encoding of a field's points `[B, P, point_dim]`."""
+    return PointEncoding(
+        point_dim,
+        kind=options.encoding,
+        num_frequencies=num_frequencies,
+        append_position=options.append_position,
+        position_scale=options.position_scale,
+    )
+
+
+def foreground_inputs(spec: GeneratorSpec) -> PointEncoding | PlaneInput:
+    """Return what turns points `[B, P, 3]` into the foreground's inputs."""
+    if spec.inputs is None:
+        return point_encoding(spec.foreground, 3, spec.num_frequencies)
+    near, far = spec.depth_range
+    return PlaneInput(
+        spec.inputs,
+        w_dim=spec.w_dim,
+        clamp=spec.conv_clamp,
+        magnitude_beta=spec.magnitude_ema_beta,
+        bound=2.0 if spec.depth_warp == "inverse" else far - near,
+    )

@@ -221,6 +221,11 @@ class GeneratorSpec:
     cameras: CameraPrior = field(default_factory=CameraPrior)
     """Cameras of training."""
 
+    def __post_init__(self) -> None:
+        """Refuse a meaning of empty rays where there is a background."""
+        if self.background is not None and self.emptiness != "opaque":
+            raise ValueError(f"emptiness={self.emptiness!r} needs background=None")
+
     @property
     def block_resolutions(self) -> list[int]:
         """Output resolutions of the 2-D blocks, ascending."""
