@@ -27,6 +27,7 @@ from nfs.arcface.margins import AdaFace, CombinedMargin, Margin, upstream
 from nfs.arcface.original import load_backbone as load_original_backbone
 from nfs.arcface.original import read_pickled
 from nfs.arcface.pair_files import PairSet, read_pairs
+from nfs.arcface.parquet_source import ParquetSource
 from nfs.arcface.partial_fc import PartialFC
 from nfs.arcface.row_optimizers import RowAdamW, RowOptimizer, RowSGD
 from nfs.arcface.schedules import polynomial_factor
@@ -38,6 +39,7 @@ from nfs.config.train_arcface import (
     ArcfaceSgd,
     ClipFaces,
     FolderFaces,
+    ParquetFaces,
     RecordFaces,
     SyntheticFaces,
     TrainArcfaceConfig,
@@ -77,7 +79,7 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         source,
         size_px=config.backbone.image_size_px,
         change=partial(augment, settings=config.augment) if _changes(config) else None,
-        resize=isinstance(config.data, FolderFaces) and config.data.resize,
+        resize=isinstance(config.data, FolderFaces | ParquetFaces) and config.data.resize,
     )
     settings = LoopSettings(
         total_samples=min(total, config.max_samples or total),
@@ -262,6 +264,14 @@ def build_source(config: TrainArcfaceConfig) -> FaceSource:
         return RecordSource(data.path, data.num_classes)
     if isinstance(data, FolderFaces):
         return FolderSource(data.path)
+    if isinstance(data, ParquetFaces):
+        return ParquetSource(
+            data.path,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            num_classes=data.num_classes,
+            cache_row_groups=data.cache_row_groups,
+        )
     return ClipSource(data.path, split=data.split, max_frames_per_clip=data.max_frames_per_clip)
 
 
@@ -273,7 +283,7 @@ def build_pairs(config: TrainArcfaceConfig) -> tuple[PairSet, ...]:
     folder = data.path
     if isinstance(data, RecordFaces) and folder.endswith(".rec"):
         folder = str(Path(folder).parent)
-    if isinstance(data, ClipFaces):
+    if isinstance(data, ClipFaces | ParquetFaces):
         folder = "."
     return tuple(read_pairs(file) for file in find_validation(folder, data.validation))
 

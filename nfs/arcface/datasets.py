@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nfs.arcface.parquet_source import ParquetSource
 from nfs.arcface.records import FaceRecords
 from nfs.artifacts.manifest import MANIFEST
 from nfs.artifacts.row_groups import RowGroups
@@ -294,7 +295,7 @@ def align_face(pixels: Pixels, landmarks_px: NDArray[np.floating]) -> Pixels:
 
 
 def open_source(path: str) -> FaceSource:
-    """Open a `.rec` file, a folder with `train.rec`, a `clips` artifact, or a folder of identities.
+    """Open a `.rec` file, a folder with one, a `clips` artifact, parquet, a folder of identities.
 
     Raises:
         InputError: If it is none of them.
@@ -304,6 +305,8 @@ def open_source(path: str) -> FaceSource:
         return RecordSource(path)
     if store.exists(MANIFEST):
         return ClipSource(path)
+    if path.endswith(".parquet") or any(f.endswith(".parquet") for f in store.list("")):
+        return ParquetSource(path)
     return FolderSource(path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -85,23 +86,28 @@ class ImageShards:
             raise InputError(f"{self.uri}: {self.name(number)}: no encoded picture in this row")
         return value
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> pa.ChunkedArray:
         """Return a column of all rows.
 
         Raises:
             InputError: If a file lacks it.
         """
-        values: list[Any] = []
+        parts: list[pa.ChunkedArray] = []
         for path in self.files:
             with self._store.open_parquet(path) as parquet:
                 if name not in parquet.schema_arrow.names:
                     raise InputError(f"{self.uri}: {path} has no column {name!r}")
-                values += parquet.read(columns=[name])[name].to_pylist()
-        return values
+                parts.append(parquet.read(columns=[name])[name])
+        kind = parts[0].type
+        return pa.chunked_array([c.cast(kind) for part in parts for c in part.chunks], kind)
 
     def labels(self, name: str) -> Labels:
         """Return a label column: int64 `[N]` or float32 `[N, L]`."""
-        return label_array(self.column(name), f"{self.uri}: column {name!r}")
+        where = f"{self.uri}: column {name!r}"
+        column = self.column(name)
+        if pa.types.is_integer(column.type):
+            return class_numbers(column, where)[0]
+        return label_array(column.to_pylist(), where)
 
     def _place(self, number: int) -> tuple[int, int, int, int]:
         """Return file, row group, row within it, and the row group's first row in the file."""
@@ -126,21 +132,23 @@ class ImageShards:
             )
 
 
-def class_numbers(values: list[Any], where: str) -> tuple[NDArray[np.int64], list[Any]]:
-    """Return class numbers `[N]` of integers or names, and the sorted distinct values.
+def class_numbers(values: pa.ChunkedArray | pa.Array, where: str) -> tuple[NDArray[np.int64], int]:
+    """Return classes `[N]` and their number: integers as they are, texts in sorted order.
 
     Raises:
-        InputError: If a value is missing, or integers and names are mixed.
+        InputError: If a value is missing or negative, or the column is neither.
     """
-    if any(value is None for value in values):
-        raise InputError(f"{where}: {sum(v is None for v in values)} rows have no value")
-    kinds = {type(value) for value in values}
-    if kinds not in ({int}, {str}):
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise InputError(f"{where}: need integers or texts, got {names}")
-    distinct = sorted(set(values))
-    number = {value: i for i, value in enumerate(distinct)}
-    return np.asarray([number[value] for value in values], np.int64), distinct
+    if values.null_count:
+        raise InputError(f"{where}: {values.null_count} rows have no value")
+    if pa.types.is_integer(values.type):
+        numbers = values.to_numpy().astype(np.int64)
+        if numbers.min(initial=0) < 0:
+            raise InputError(f"{where}: class {numbers.min()} is negative")
+        return numbers, int(numbers.max(initial=-1)) + 1
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise InputError(f"{where}: need integers or texts, got {values.type}")
+    distinct = pc.unique(values).sort()
+    return pc.index_in(values, distinct).to_numpy().astype(np.int64), len(distinct)
 
 
 def _has_bytes(kind: pa.DataType) -> bool:

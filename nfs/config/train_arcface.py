@@ -197,6 +197,26 @@ class FolderFaces(Config):
     """Verification sets: paths of `.bin` files, or names in the folder."""
 
 
+class ParquetFaces(Config):
+    """Parquet files with a column of encoded, aligned images and one of identities."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str
+    """File, or folder of `.parquet` files; local path or URI."""
+    image_column: str = "image"
+    """Encoded pictures: binary, or a struct with a field `bytes`."""
+    label_column: str = "label"
+    """Identities: classes 0, 1, .. or texts, which are numbered in sorted order."""
+    num_classes: int | None = Field(None, ge=2)
+    """Classes; null: what the labels say."""
+    resize: bool = False
+    """Resize images of another size instead of refusing them."""
+    cache_row_groups: int = Field(64, ge=1)
+    """Row groups kept in memory."""
+    validation: tuple[str, ...] = ()
+    """Verification sets: paths of `.bin` files."""
+
+
 class ClipFaces(Config):
     """Frames of a `clips` artifact, aligned by their landmarks; identity_id is the class."""
 
@@ -219,7 +239,8 @@ class TrainArcfaceConfig(TrainingConfig):
     head: ArcfaceHeadConfig = ArcfaceHeadConfig()
     """Class centres and margin."""
     data: Annotated[
-        SyntheticFaces | RecordFaces | FolderFaces | ClipFaces, Field(discriminator="kind")
+        SyntheticFaces | RecordFaces | FolderFaces | ParquetFaces | ClipFaces,
+        Field(discriminator="kind"),
     ]
     """Images and identities."""
     augment: AugmentConfig = AugmentConfig()

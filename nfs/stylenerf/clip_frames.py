@@ -7,6 +7,7 @@ bounded number of row groups is kept.
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from nfs.artifacts.image_shards import class_numbers
@@ -112,7 +113,7 @@ class ClipFrames:
         identity: dict[str, str] = {}
         for _, table in iter_files(self.uri, "clips", ["clip_id", "identity_id"]):
             identity.update(zip(*(table[c].to_pylist() for c in table.column_names), strict=True))
-        names = [identity.get(clip_id) for clip_id, _ in self.index.keys]
+        names = pa.array([identity.get(clip_id) for clip_id, _ in self.index.keys], pa.string())
         return class_numbers(names, f"{self.uri}: identity_id")[0]
 
 
