@@ -27,6 +27,9 @@ from nfs.stylenerf.task import StyleNerfTask
 from nfs.stylenerf.warm_start import fit_linear_encoder
 from nfs.training.loop import LoopSettings, train
 
+MAX_LABELS = 1024
+"""Labels of evaluated images, evenly spaced over the data."""
+
 __all__ = ["export_generator", "load_discriminator", "load_generator", "train_worker"]
 
 
@@ -143,6 +146,10 @@ def build_evaluator(
         rng = np.random.default_rng(derive_seed("evaluation", index))
         return torch.from_numpy(dataset.get(index, rng)["image"])
 
+    labels = None
+    if dataset.label_dim:
+        chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), MAX_LABELS)).round().astype(int)
+        labels = torch.from_numpy(np.stack([dataset.label(int(i)) for i in chosen]))
     return GeneratorEvaluator(
         EvaluationSettings(
             grid_size=config.grid_size,
@@ -156,6 +163,7 @@ def build_evaluator(
         features=build_extractor(settings.features) if settings.num_samples else None,
         reals=RealImages(len(dataset), read, f"{dataset.fingerprint()} {tree_hash(facts)}"),
         identity=DlibDistance.load().to(context.device),
+        labels=labels,
     )
 
 

@@ -1,0 +1,21 @@
+"""An evaluation shared by ranks gives what one rank gives, to the last bit."""
+
+import json
+
+import pytest
+import torch.multiprocessing as mp
+
+from tests import evaluation_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def test_two_and_three_ranks_equal_one(tmp_path):
+    for size in (1, 2, 3):
+        mp.spawn(evaluation_ranks.run_rank, (size, tmp_path), nprocs=size)
+    one, two, three = (json.loads((tmp_path / f"found-{n}.json").read_text()) for n in (1, 2, 3))
+    assert one["rows"] == {"i": list(range(7)), "h": [float(i) for i in range(7)]}
+    assert {"eval/frechet_pooled", "eval/identity_views_pooled"} <= one["metrics"].keys()
+    assert one["metrics"] == one["again"]
+    assert two == one
+    assert three == one

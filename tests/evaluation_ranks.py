@@ -1,0 +1,112 @@
+"""One rank of a distributed evaluation, importable by spawned processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nfs.perceptual.extractors import MetricNames
+from nfs.runtime.collect import Ranks, collect
+from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator, RealImages
+from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.spec import GeneratorSpec
+from nfs.training.task import Evaluation
+
+SPEC = GeneratorSpec(
+    z_dim=8,
+    w_dim=8,
+    img_resolution=16,
+    mapping_num_layers=2,
+    field_hidden_dim=8,
+    field_num_layers=2,
+    background_dim=4,
+    background_hidden_dim=8,
+    background_num_layers=2,
+    feature_dim=8,
+    num_frequencies=3,
+    resolution_vol=8,
+    resolution_start=8,
+    num_samples=4,
+    num_background_samples=2,
+    channel_base=0.01,
+    channel_max=8,
+)
+
+
+class Pooled:
+    """Means of image quarters: features and identity of tiny images."""
+
+    name, checksum, names = "pooled", "1", MetricNames.of("pooled")
+
+    def extract(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+    def to(self, device: torch.device) -> object:
+        return self
+
+
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(SPEC).eval().requires_grad_(False)
+
+
+def read_real(index: int) -> Tensor:
+    random = torch.Generator().manual_seed(index)
+    return torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=random)
+
+
+def evaluator(directory: Path | None, ranks: Ranks | None = None) -> GeneratorEvaluator:
+    settings = EvaluationSettings(
+        grid_size=3, num_samples=11, batch_size=4, orbit_latents=2, orbit_frames=5
+    )
+    return GeneratorEvaluator(
+        settings,
+        directory=directory,
+        ranks=ranks,
+        features=Pooled(),
+        reals=RealImages(37, read_real, "random"),
+        identity=Pooled(),
+    )
+
+
+def run_rank(rank: int, size: int, folder: Path) -> None:
+    """Evaluate on one of `size` ranks; rank 0 writes what it got."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting-{size}", rank=rank, world_size=size
+    )
+    ranks = Ranks(rank, size)
+    rows = collect(
+        lambda batch: {"i": torch.tensor(list(batch)), "h": torch.tensor(list(batch)).half()},
+        7,
+        batch_size=3,
+        ranks=ranks,
+    )
+    measured = evaluator(folder / f"run-{size}", ranks)
+    first = measured.run(generator(), alpha=1.0, samples_seen=0)
+    again = measured.run(generator(), alpha=1.0, samples_seen=1)
+    if rank == 0:
+        assert rows is not None
+        write(folder / f"found-{size}.json", rows, first, again)
+    else:
+        assert rows is None
+        assert first == Evaluation()
+    dist.destroy_process_group()
+
+
+def write(file: Path, rows: dict[str, Tensor], first: Evaluation, again: Evaluation) -> None:
+    found = {
+        "rows": {name: value.tolist() for name, value in rows.items()},
+        "metrics": first.metrics,
+        "again": again.metrics,
+        "samples": first.images["samples"].tolist(),
+        "orbit_bytes": len(first.files[0].read_bytes()),
+    }
+    file.write_text(json.dumps(found))
