@@ -1,5 +1,6 @@
 """From configuration and artifacts to networks, data and the training task."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.image_builders import open_images
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.settings import AugmentSettings, GanSettings
-from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, EllipsoidPrior, GeneratorSpec
+from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
 from nfs.stylenerf.task import StyleNerfTask
 from nfs.stylenerf.warm_start import fit_linear_encoder
 from nfs.training.loop import LoopSettings, train
@@ -79,12 +80,8 @@ def build_generator(
     config: TrainStylenerfConfig, prior: CameraPrior, label_dim: int = 0
 ) -> Generator:
     """Return an untrained generator."""
-    tree = config.generator.model_dump()
-    shape = tree.pop("density_prior")
-    density_prior = None if shape is None else EllipsoidPrior(**shape)
-    generator = Generator(
-        GeneratorSpec(**tree, c_dim=label_dim, density_prior=density_prior, cameras=prior)
-    )
+    tree = {**config.generator.tree(), "c_dim": label_dim, "cameras": asdict(prior)}
+    generator = Generator(GeneratorSpec.from_dict(tree))
     if config.warm_start is not None:
         with torch.no_grad():
             for name, parameter in generator.named_parameters():
@@ -177,9 +174,7 @@ def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
             min_spread_rad=cameras.min_spread_rad,
             max_spread_rad=cameras.max_spread_rad,
         )
-    return CameraPrior(
-        yaw_rad=cameras.yaw_rad, pitch_rad=cameras.pitch_rad, gaussian=cameras.gaussian
-    )
+    return CameraPrior(**cameras.model_dump(exclude={"kind"}))
 
 
 def build_dataset(config: TrainStylenerfConfig, prior: CameraPrior) -> TrainingImages:
