@@ -25,7 +25,8 @@ def run(config: InvertConfig, job: JobRun) -> dict[str, Any]:
 
 def _absolute_paths(config: InvertConfig) -> dict[str, str]:
     """Return the input paths as Ray workers, which run elsewhere, need them."""
-    found = {key: getattr(config, key) for key in ("checkpoint", "clips", "fits", "portrait")}
+    keys = ("checkpoint", "clips", "fits", "portrait", "arcface")
+    found = {key: getattr(config, key) for key in keys}
     return {
         key: str(Path(path).absolute())
         for key, path in found.items()

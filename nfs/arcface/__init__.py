@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nfs.arcface import margins, verification
     from nfs.arcface.backbones import build_backbone
+    from nfs.arcface.distance import ArcfaceDistance
     from nfs.arcface.identity import ArcfaceIdentity
     from nfs.arcface.partial_fc import PartialFC
     from nfs.arcface.row_optimizers import RowAdamW, RowSGD
 
 _HOMES = {
+    "ArcfaceDistance": "distance",
     "ArcfaceIdentity": "identity",
     "PartialFC": "partial_fc",
     "RowAdamW": "row_optimizers",
@@ -23,6 +25,7 @@ _HOMES = {
 _MODULES = ("margins", "verification")
 
 __all__ = [
+    "ArcfaceDistance",
     "ArcfaceIdentity",
     "PartialFC",
     "RowAdamW",

@@ -61,15 +61,18 @@ class ArcfaceIdentity(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Return unit embeddings `[B, D]` of crops `[B, 3, H, W]`, RGB in [-1, 1]."""
+        return nn.functional.normalize(self.backbone(self.crop(images)), dim=1)
+
+    def crop(self, images: Tensor) -> Tensor:
+        """Return the backbone's input `[B, 3, S, S]`: the box of the crops, resized."""
         height, width = images.shape[-2:]
         left, top, right, bottom = self.box
         rows = slice(round(top * height), round(bottom * height))
         columns = slice(round(left * width), round(right * width))
         size = (self.image_size_px, self.image_size_px)
-        faces = nn.functional.interpolate(
+        return nn.functional.interpolate(
             images[..., rows, columns], size=size, mode="bilinear", antialias=True
         )
-        return nn.functional.normalize(self.backbone(faces), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `embed(images)`."""

@@ -73,7 +73,7 @@ class TuneConfig(Config):
     perceptual_weight: float = Field(1.0, ge=0)
     """Weight of the perceptual distance."""
     identity_weight: float = Field(0.0, ge=0)
-    """Weight of 1 - identity similarity; needs a backend that embeds faces (`dlib`)."""
+    """Weight of 1 - identity similarity; needs a backend that embeds faces (`dlib`, `arcface`)."""
     stop_factor: float | None = Field(1.0, gt=0)
     """Stop once the distance is below this factor times the distance of the target to its JPEG-75
     and 1 px shifted copies; null = run all steps."""
@@ -114,7 +114,10 @@ class InvertConfig(JobConfig):
     model: str = "open_head"
     """Face model for a `portrait`: `open_head` or a path to a BFM file."""
     perceptual: str = "dlib+pixel"
-    """Perceptual backend: `dlib`, `pixel` or a weighted sum such as `dlib+0.5*pixel`."""
+    """Perceptual backend: `dlib`, `pixel`, `arcface`, or a weighted sum such as
+    `dlib+0.5*pixel`. The first that embeds faces (`dlib`, `arcface`) judges the identity."""
+    arcface: str | None = None
+    """Checkpoint directory of `jobs.train_arcface`, for the backend `arcface`."""
     project: ProjectConfig = ProjectConfig()
     """Search of the latent."""
     tune: TuneConfig = TuneConfig()
@@ -142,9 +145,15 @@ class InvertConfig(JobConfig):
             raise ValueError("give clips and fits (artifact directories), or portrait (a photo)")
         if self.launch.num_workers > 1:
             raise ValueError("launch.num_workers must be 1: one identity is one optimisation")
-        if self.tune.identity_weight > 0 and "dlib" not in self.perceptual:
+        if ("arcface" in self.perceptual) != (self.arcface is not None):
+            raise ValueError(
+                f"perceptual={self.perceptual!r} and arcface={self.arcface!r} do not fit: name "
+                "the backend arcface in perceptual and give its checkpoint directory in arcface"
+            )
+        embeds = any(name in self.perceptual for name in ("dlib", "arcface"))
+        if self.tune.identity_weight > 0 and not embeds:
             raise ValueError(
                 "tune.identity_weight needs a backend that embeds faces; "
-                f"perceptual={self.perceptual!r} does not, add dlib"
+                f"perceptual={self.perceptual!r} does not, add dlib or arcface"
             )
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nfs.arcface import ArcfaceDistance
 from nfs.artifacts import Store
 from nfs.artifacts.manifest import MANIFEST
 from nfs.config.invert import InvertConfig
@@ -27,7 +29,7 @@ from nfs.inversion.settings import ProjectSettings, TuneSettings
 from nfs.inversion.targets import tile_mask
 from nfs.inversion.tuning import TuneOptions, Tuning, tune
 from nfs.optim import LoopResult
-from nfs.perceptual import build_distance, find_identity
+from nfs.perceptual import ImageDistance, build_distance, find_identity
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.progress import report_progress
 from nfs.stylenerf.builders import load_generator
@@ -59,7 +61,7 @@ def build_case(config: InvertConfig, device: torch.device) -> Case:
     """Load the generator, the frames and the backends of a configuration."""
     generator = load_generator(config.checkpoint).to(device).eval().requires_grad_(False)
     frames, held_out = _load(config, generator)
-    distance = build_distance(config.perceptual)
+    distance = build_distance(config.perceptual, _arcface(config))
     distance.to(device)
     images = frames.images.to(device)
     mask = None
@@ -219,9 +221,8 @@ def _extras(
 
 def _parents(config: InvertConfig) -> list[str]:
     inputs = [uri for uri in (config.clips, config.fits) if uri is not None]
-    if Store(config.checkpoint).exists(MANIFEST):
-        inputs.append(config.checkpoint)
-    return inputs
+    networks = [uri for uri in (config.checkpoint, config.arcface) if uri is not None]
+    return inputs + [uri for uri in networks if Store(uri).exists(MANIFEST)]
 
 
 def _load(config: InvertConfig, generator: Generator) -> tuple[Frames, Frames | None]:
@@ -244,6 +245,12 @@ def _load(config: InvertConfig, generator: Generator) -> tuple[Frames, Frames | 
         num_frames=config.num_frames,
         num_held_out=config.num_held_out,
     )
+
+
+def _arcface(config: InvertConfig) -> dict[str, Callable[[], ImageDistance]]:
+    if config.arcface is None:
+        return {}
+    return {"arcface": partial(ArcfaceDistance.from_checkpoint, config.arcface)}
 
 
 def _locality(config: InvertConfig, case: Case, latent: Latent) -> Locality | None:

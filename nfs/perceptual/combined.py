@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,28 +60,32 @@ class CombinedDistance(nn.Module):
         return result
 
 
-def build_distance(spec: str) -> ImageDistance:
+def build_distance(
+    spec: str, others: Mapping[str, Callable[[], ImageDistance]] | None = None
+) -> ImageDistance:
     """Return the distance named by `spec`.
 
     Args:
         spec: A backend (`dlib`, `pixel`) or a weighted sum such as `dlib+pixel` or
             `dlib+0.5*pixel`.
+        others: Makers of further backends by name, for networks that need a file.
 
     Raises:
         ConfigError: If a backend is unknown or a weight is not a positive number.
     """
+    known = {**BACKENDS, **(others or {})}
     parts: list[ImageDistance] = []
     weights: list[float] = []
     for term in spec.split("+"):
         factor, _, name = term.strip().rpartition("*")
-        if name not in BACKENDS:
+        if name not in known:
             raise ConfigError(
-                f"perceptual={spec!r}: unknown backend {name!r}; known: {', '.join(BACKENDS)}"
+                f"perceptual={spec!r}: unknown backend {name!r}; known: {', '.join(known)}"
             )
         if any(part.name == name for part in parts):
             raise ConfigError(f"perceptual={spec!r}: {name!r} is named twice; add the weights")
         weights.append(_positive(factor, spec))
-        parts.append(BACKENDS[name]())
+        parts.append(known[name]())
     if len(parts) == 1 and weights[0] == 1.0:
         return parts[0]
     return CombinedDistance(parts, weights)

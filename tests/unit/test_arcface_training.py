@@ -14,7 +14,7 @@ from nfs.arcface.augment import augment, turn_hue
 from nfs.arcface.backbones import NAMES, BackboneOptions
 from nfs.arcface.builders import build_margin, build_optimizer, total_samples
 from nfs.arcface.datasets import FaceImages, SyntheticSource, align_face, find_validation
-from nfs.arcface.export import export_onnx, load_backbone
+from nfs.arcface.export import load_backbone
 from nfs.arcface.iresnet import IResNet
 from nfs.arcface.loss_scale import LossScale
 from nfs.arcface.original import read_pickled, read_training
@@ -283,17 +283,3 @@ def test_job_trains_on_records_and_exports(tmp_path, monkeypatch):
         load_backbone(tmp_path)
     tuned = [f"backbone.init={result['artifacts']['checkpoint']}", "--run-name", "b"]
     assert run_command("train_arcface", SCHEMA, [*arguments, *tuned]) == 0
-
-
-def test_onnx_has_a_dynamic_batch(tmp_path):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    model = build_backbone("mbf", 16, BackboneOptions(image_size_px=32)).eval()
-    export_onnx(model, tmp_path / "m.onnx", 32)
-    session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
-    for count in (1, 3):
-        images = torch.randn(count, 3, 32, 32)
-        (found,) = session.run(None, {"data": images.numpy()})
-        with torch.no_grad():
-            expected = model(images).numpy()
-        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
