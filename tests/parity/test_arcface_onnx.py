@@ -1,4 +1,4 @@
-"""The ONNX form of the networks against themselves in torch, at batches it was not exported with."""
+"""The ONNX form of the networks against torch, at batches other than the exported one."""
 
 import numpy as np
 import pytest
