@@ -74,7 +74,7 @@ def generator_options(module: object) -> dict[str, Any]:
         raise InputError("the snapshot's generator has no module `synthesis`")
     options = _recorded(state) | _kept(state, _GENERATOR)
     options["mapping_kwargs"] = _section(options, "mapping_kwargs") | _mapping(module)
-    options["synthesis_kwargs"] = _section(options, "synthesis_kwargs") | _synthesis(synthesis)
+    options["synthesis_kwargs"] = _synthesis(synthesis, _section(options, "synthesis_kwargs"))
     return options
 
 
@@ -90,7 +90,7 @@ def discriminator_options(module: object) -> dict[str, Any]:
     if epilogue is None:
         raise InputError("the snapshot's discriminator has no module `b4`")
     statistics = child(epilogue, "mbstd")
-    groups: dict[str, Any] = {"mbstd_num_channels": 0}
+    groups: dict[str, Any] = {}
     if statistics is not None:
         names = {"group_size": "mbstd_group_size", "num_channels": "mbstd_num_channels"}
         groups = _kept(state_of(statistics, "mbstd"), names)
@@ -115,9 +115,9 @@ def _mapping(generator: object) -> dict[str, Any]:
     return options
 
 
-def _synthesis(synthesis: object) -> dict[str, Any]:
+def _synthesis(synthesis: object, recorded: Mapping[str, Any]) -> dict[str, Any]:
     state = state_of(synthesis, "synthesis")
-    options = _recorded(state) | _kept(state, _SYNTHESIS)
+    options = {**recorded, **_recorded(state), **_kept(state, _SYNTHESIS)}
     parts: list[tuple[str, object, tuple[str, ...]]] = [
         ("camera_kwargs", state.get("C"), _CAMERA),
         ("renderer_kwargs", state.get("V"), _RENDERER),
@@ -130,8 +130,9 @@ def _synthesis(synthesis: object) -> dict[str, Any]:
             own = _kept(state_of(node, section), names)
             options[section] = _section(options, section) | own
     for section in ("foreground_kwargs", "background_kwargs"):
-        given = _section(options, section)
-        options[section] = {k: v for k, v in given.items() if k not in _FIELD_DERIVED}
+        if section in options:
+            given = _section(options, section)
+            options[section] = {k: v for k, v in given.items() if k not in _FIELD_DERIVED}
     blocks = _blocks(synthesis)
     if blocks:
         options |= _block_options(blocks[min(blocks)])
