@@ -6,7 +6,7 @@ Legend: K subjects of the grid, N samples, V views, R image side, h and w of the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nfs.config.base import tree_hash
-from nfs.media.writer import VideoWriter
 from nfs.perceptual.extractors import FeatureExtractor, compare_sets
 from nfs.perceptual.protocol import IdentityEmbedding
 from nfs.runtime.collect import Ranks, agreed, collect
 from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.orbits import orbit_frames, orbit_rows, write_frames
 from nfs.stylenerf.portrayal import describe_subject, grid_of_views, summarise
-from nfs.stylenerf.views import Gallery, depth_levels, orbit_frame, quantised
+from nfs.stylenerf.views import Gallery
 from nfs.training.task import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,9 @@ class GeneratorEvaluator:
         if latents == 0 or self.directory is None:
             return []
         rows = collect(
-            lambda positions: orbit_rows(gallery, positions, settings.orbit_frames),
+            lambda positions: orbit_rows(
+                gallery, positions, num_subjects=latents, num_frames=settings.orbit_frames
+            ),
             latents * settings.orbit_frames,
             batch_size=settings.batch_size,
             ranks=self.ranks,
@@ -177,36 +179,8 @@ class GeneratorEvaluator:
         if rows is None:
             return []
         file = self.directory / PREVIEWS / f"orbit-{samples_seen:09d}.mp4"
-        write_orbit(file, rows, num_frames=settings.orbit_frames, fps=ORBIT_FPS)
+        write_frames(file, orbit_frames(rows, latents), ORBIT_FPS)
         return [file]
-
-
-def orbit_rows(gallery: Gallery, positions: Sequence[int], num_frames: int) -> dict[str, Tensor]:
-    """Render orbit positions: `image` uint8 `[B, 3, R, R]`, `depth` uint8 `[B, 1, h, w]`."""
-    rendering = gallery.orbit(positions, num_frames)
-    return {
-        "image": quantised(rendering.image),
-        "depth": depth_levels(rendering.depth, gallery.generator.spec.depth_range),
-    }
-
-
-def write_orbit(file: Path, rows: Mapping[str, Tensor], *, num_frames: int, fps: float) -> None:
-    """Write the video of all subjects side by side, faces over depths.
-
-    Args:
-        file: Target `.mp4`.
-        rows: `orbit_rows` of all positions.
-        num_frames: Frames of one turn.
-        fps: Frames per second.
-    """
-    images = rows["image"].unflatten(0, (-1, num_frames))
-    depths = rows["depth"].unflatten(0, (-1, num_frames))
-    frames = (orbit_frame(images[:, f], depths[:, f]) for f in range(num_frames))
-    first = next(frames)
-    with VideoWriter(file, fps, (first.shape[0], first.shape[1])) as writer:
-        writer.write(first)
-        for frame in frames:
-            writer.write(frame)
 
 
 def _save_atomic(features: Tensor, file: Path) -> None:

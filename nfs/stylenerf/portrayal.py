@@ -17,10 +17,13 @@ from torch import Tensor
 from nfs.media.images import image_grid
 from nfs.perceptual.protocol import IdentityEmbedding
 from nfs.stylenerf.flatness import Shape, measure_shape
-from nfs.stylenerf.views import MIDDLE_VIEW, Gallery, depth_levels, picture, quantised
+from nfs.stylenerf.orbits import picture
+from nfs.stylenerf.views import MIDDLE_VIEW, Gallery, depth_levels, quantised
 
 NUMBERS = ("opacity", "depth_std", "relief", "bulge", "coverage")
 ALARM_SHARE = 0.5
+THUMBNAIL_PX = 64
+"""Diversity is measured on images of at most this size."""
 
 
 def describe_subject(
@@ -34,8 +37,9 @@ def describe_subject(
         identity: Embeds the views; None does not.
 
     Returns:
-        `image` uint8 `[1, V, 3, R, R]`, `depth` uint8 `[1, 1, h, w]` of the middle view, `numbers`
-        float64 `[1, 5]` in the order of `NUMBERS`, and `embedding` `[1, V, E]`.
+        `image` uint8 `[1, V, 3, R, R]`; of the middle view `thumbnail` `[1, 3, r, r]` in [0, 255]
+        and `depth` uint8 `[1, 1, h, w]`; `numbers` float64 `[1, 5]` in the order of `NUMBERS`; and
+        `embedding` `[1, V, E]`.
     """
     spec = gallery.generator.spec
     views = gallery.views(index)
@@ -56,6 +60,7 @@ def describe_subject(
     images = quantised(views.image)
     rows = {
         "image": images[None],
+        "thumbnail": _thumbnail(images[MIDDLE_VIEW])[None],
         "depth": depth_levels(depth[None, None], spec.depth_range),
         "numbers": torch.tensor([numbers], dtype=torch.float64, device=images.device),
     }
@@ -71,14 +76,14 @@ def summarise(
     """Return metrics over all subjects, and alarms in words.
 
     Args:
-        rows: `describe_subject` of K subjects.
+        rows: `describe_subject` of K subjects; images are not needed.
         identity_name: Of the embedding, if there is one.
     """
     numbers = rows["numbers"].numpy()
     means = dict(zip(NUMBERS, numbers.mean(axis=0).tolist(), strict=True))
     shapes = [Shape(*row) for row in numbers[:, 2:].tolist()]
     problems = Counter(shape.problem for shape in shapes if shape.problem is not None)
-    middle = rows["image"][:, MIDDLE_VIEW].float() / 127.5
+    middle = rows["thumbnail"] / 127.5
     metrics = {f"eval/{name}": value for name, value in means.items()}
     metrics["eval/flat_share"] = sum(problems.values()) / len(shapes)
     metrics["eval/diversity"] = float(middle.std(dim=0).mean()) if len(middle) > 1 else 0.0
@@ -91,6 +96,11 @@ def summarise(
         if count >= ALARM_SHARE * len(shapes)
     ]
     return metrics, alarms
+
+
+def _thumbnail(image: Tensor) -> Tensor:
+    size = min(image.shape[-1], THUMBNAIL_PX)
+    return torch.nn.functional.adaptive_avg_pool2d(image.float(), size)
 
 
 def _identity_metrics(embeddings: Tensor, name: str) -> dict[str, float]:

@@ -9,12 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from nfs.media.images import image_grid
 from nfs.runtime.seeding import derive_seed
 from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
 from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
@@ -91,12 +88,12 @@ class Gallery:
         cameras = view_cameras(generator.spec.cameras, generator.w_avg)
         return self.render(_repeated(self.subjects(range(index, index + 1)), 3), cameras)
 
-    def orbit(self, positions: Sequence[int], num_frames: int) -> Rendering:
-        """Render frames of orbits; position p is frame `p % F` of subject `p // F`."""
-        subjects = [self.subjects(range(p // num_frames, p // num_frames + 1)) for p in positions]
+    def orbit(self, positions: Sequence[int], *, num_subjects: int, num_frames: int) -> Rendering:
+        """Render pictures of an orbit; position p is subject `p % K` in frame `p // K`."""
+        numbers = [p % num_subjects for p in positions]
+        subjects = [self.subjects(range(number, number + 1)) for number in numbers]
         cameras = orbit_path(self.generator.spec.cameras, num_frames, self.generator.w_avg)
-        frames = cameras[[p % num_frames for p in positions]]
-        return self.render(_joined(subjects), frames)
+        return self.render(_joined(subjects), cameras[[p // num_subjects for p in positions]])
 
     def _draw(self, index: int) -> tuple[Tensor, ...]:
         random = torch.Generator().manual_seed(derive_seed("subject", self.seed, index))
@@ -144,24 +141,6 @@ def depth_levels(depth: Tensor, depth_range: tuple[float, float]) -> Tensor:
     near, far = depth_range
     black = near + _SHOWN_DEPTH * (far - near)
     return ((black - depth) / (black - near) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def picture(levels: Tensor, size_px: int) -> NDArray[np.uint8]:
-    """Return uint8 `[C, h, w]`, C 1 or 3, as a picture `[size_px, size_px, 3]` of hard pixels."""
-    image = levels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
-    rows = (np.arange(size_px) + 0.5) * image.shape[0] / size_px
-    columns = (np.arange(size_px) + 0.5) * image.shape[1] / size_px
-    return np.ascontiguousarray(image[rows.astype(int)][:, columns.astype(int)])
-
-
-def orbit_frame(images: Tensor, depths: Tensor) -> NDArray[np.uint8]:
-    """Return one frame of an orbit video: K faces uint8 `[K, 3, R, R]` over their depths."""
-    size_px = images.shape[-1]
-    cells = [picture(image, size_px) for image in images]
-    cells += [picture(depth, size_px) for depth in depths]
-    frame = image_grid(cells, columns=len(images), gap_px=0)
-    height, width = frame.shape[:2]
-    return frame[: height - height % 2, : width - width % 2]
 
 
 def _repeated(subject: Subject, count: int) -> Subject:
