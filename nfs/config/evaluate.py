@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nfs.config.base import Config, JobConfig
+from nfs.config.image_data import ImageData
 
 
 class FaceFeatures(Config):
@@ -52,20 +53,24 @@ class GanEvaluationConfig(Config):
 
 
 class EvaluateConfig(JobConfig):
-    """Root of `jobs.evaluate`: a generator checkpoint to numbers and pictures."""
+    """Root of `jobs.evaluate`: a generator checkpoint to numbers and pictures.
+
+    Augmenting options of `data` (`mirror`) count: they make the images that the generator learned.
+    """
 
     checkpoint: str
     """Checkpoint directory of `jobs.train_stylenerf`."""
     weights: Literal["ema", "raw"] = "ema"
     """Averaged or last weights."""
-    clips: str | None = None
-    """Artifact of `jobs.preprocess` with the real images; null measures the generator alone."""
-    split: str | None = None
-    """Clips of this split only."""
+    data: ImageData | None = None
+    """Real images; null measures the generator alone."""
     num_real: int | None = Field(None, ge=4)
     """Real images, evenly spaced over the data; null takes all."""
     num_samples: int = Field(50_000, ge=4)
     """Generated images that are compared with the real ones."""
+    real_features: str | None = None
+    """Folder that keeps the features of real images for other evaluations on the same data; null
+    keeps them in the run directory."""
     features: Annotated[
         FaceFeatures | InceptionFile | ArcfaceFeatures, Field(discriminator="kind")
     ] = FaceFeatures()
@@ -90,3 +95,9 @@ class EvaluateConfig(JobConfig):
     """Images rendered or described at once."""
     images_per_unit: int = Field(256, ge=1)
     """Images per unit of work; a killed evaluation repeats at most one unit per worker."""
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> Self:
+        if self.data is None and self.real_features is not None:
+            raise ValueError("real_features has no effect without data")
+        return self

@@ -16,6 +16,7 @@ SCHEMAS = {
     "train_audio2exp": "nfs.config.train_audio2exp:TrainAudio2expConfig",
     "invert": "nfs.config.invert:InvertConfig",
     "render": "nfs.config.render:RenderConfig",
+    "evaluate": "nfs.config.evaluate:EvaluateConfig",
     "pipeline": "nfs.config.pipeline:PipelineConfig",
     "tuning.pti": "nfs.config.tuning:TunePtiConfig",
     "tuning.audio2exp": "nfs.config.tuning:TuneAudio2expConfig",
