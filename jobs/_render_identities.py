@@ -1,8 +1,9 @@
 """Make a face data set of rendered open heads: `python -m jobs._render_identities OUT_DIR`.
 
 Writes `train.rec`/`train.idx` (InsightFace layout, 112 px) and `heldout.bin`, pairs of identities
-that are not in the records. Pose, light, expression and background differ between the images of an
-identity. For trying a training; rendered heads are no substitute for people.
+that are not in the records. Pose, light, expression, background and camera differ between the
+images of an identity, sometimes hair and glasses too. For trying a training; rendered heads are no
+substitute for people.
 """
 
 from __future__ import annotations
@@ -19,15 +20,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
+    from jobs._rendered_looks import Look
     from nfs.morphable import MorphableModel
+
+    Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-_RENDER_PX = 224
+_RENDER_PX = 144
 _ROTATION_STD_RAD = tuple(math.radians(d) for d in (9, 17, 5))
 _ACTIVE_EXPRESSIONS = 4
-_JPEG_QUALITY = 92
+# Standard deviations of the model's own sampling give caricatures.
+_SHAPE_SIZE = 0.8
+_OTHER_DAY = 0.3
+_LEAST_LIGHT = 0.12
+_LANDMARK_NOISE_PX = 1.0
+_OCCLUDED = 0.08
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class RenderPlan:
         seed: Seed of everything.
     """
 
-    identities: int = 240
-    held_out: int = 60
+    identities: int = 400
+    held_out: int = 50
     images: int = 20
     pairs: int = 1200
     seed: int = 0
@@ -55,73 +65,117 @@ def write_identities(folder: Path, plan: RenderPlan) -> int:
 
     from nfs.arcface.pair_files import draw_pairs, write_pairs
     from nfs.arcface.records import write_face_records
-    from nfs.morphable import load_model
 
-    model = load_model()
+    studio = HeadStudio(plan)
 
     def training() -> Iterator[tuple[int, bytes]]:
         for identity in range(plan.identities):
-            for image in render_identity(model, identity, plan):
+            for image in studio.render_identity(identity):
                 yield identity, image
             if identity % 20 == 19:
                 logger.info("%d of %d identities", identity + 1, plan.identities)
 
     count = write_face_records(folder / "train", training())
     numbers = range(plan.identities, plan.identities + plan.held_out)
-    faces = [render_identity(model, identity, plan) for identity in numbers]
+    faces = [studio.render_identity(number) for number in numbers]
     rng = np.random.default_rng(plan.seed + 1)
-    images, same = draw_pairs([len(f) for f in faces], plan.pairs, rng)
+    images, same = draw_pairs([range(len(f)) for f in faces], plan.pairs, rng)
     write_pairs(folder / "heldout.bin", [faces[i][j] for i, j in images], same)
     return count
 
 
-def render_identity(model: MorphableModel, identity: int, plan: RenderPlan) -> list[bytes]:
-    """Render one person's images as aligned 112 px JPEG."""
+class HeadStudio:
+    """Renders people; holds what all of them share.
+
+    Args:
+        plan: What to render.
+    """
+
+    def __init__(self, plan: RenderPlan) -> None:
+        from jobs._rendered_looks import Painter
+        from nfs.morphable import load_model
+
+        self.plan, self.model = plan, load_model()
+        self.painter = Painter(self.model)
+
+    def render_identity(self, identity: int) -> list[bytes]:
+        """Render one person's images as aligned 112 px JPEG."""
+        import numpy as np
+        import torch
+
+        from jobs._rendered_camera import develop
+        from jobs._rendered_looks import draw_look, vary_look
+        from nfs.arcface.datasets import align_face
+
+        rng = np.random.default_rng((self.plan.seed, identity))
+        usual = draw_look(rng)
+        other = vary_look(usual, rng)
+        days = rng.random(self.plan.images) < _OTHER_DAY
+        looks = [other if day else usual for day in days]
+        with torch.no_grad():
+            heads, masks, points = self._heads(looks, rng)
+        out = []
+        for look, head, mask, landmarks in zip(looks, heads, masks, points, strict=True):
+            picture = _photograph(head, mask, landmarks, look, rng)
+            noise = rng.normal(0, _LANDMARK_NOISE_PX, landmarks.shape)
+            pixels = (picture * 255).astype(np.uint8)
+            out.append(develop(align_face(pixels, landmarks + noise), rng))
+        return out
+
+    def _heads(
+        self, looks: list[Look], rng: np.random.Generator
+    ) -> tuple[Floats, NDArray[np.bool_], Floats]:
+        """Return lit heads `[N, H, W, 3]`, masks `[N, H, W]` and landmarks `[N, 68, 2]` (px)."""
+        import torch
+
+        from nfs.geometry.rotations import euler_to_matrix
+        from nfs.morphable import project_points, rasterize
+        from nfs.morphable.lighting import irradiance
+        from nfs.morphable.normals import vertex_normals
+        from nfs.morphable.projection import pose_points, to_screen
+        from nfs.morphable.shading import interpolate
+
+        model, count = self.model, len(looks)
+        person = _tensor(rng.standard_normal((2, 80)))
+        identity = (_SHAPE_SIZE * person[:1]).expand(count, -1)
+        expression = _tensor(_expressions(model, count, rng))
+        turn = euler_to_matrix(_tensor(rng.standard_normal((count, 3)) * _ROTATION_STD_RAD))
+        move = _tensor(rng.standard_normal((count, 3)) * (0.08, 0.08, 0.3))
+        colours, hair = self.painter.paint_all(model.albedo(person[1:])[0], looks)
+        shape = model.vertices(identity, expression) + hair
+        normals = vertex_normals(shape, model.faces) @ turn.transpose(1, 2)
+        light = irradiance(normals, _tensor(_lights(count, rng))).clamp(min=_LEAST_LIGHT)
+        screen = to_screen(pose_points(shape, turn, move), _RENDER_PX)
+        seen = rasterize(screen, model.faces, _RENDER_PX)
+        image = interpolate(screen, colours * light, model.faces, seen.pix_to_face)
+        landmarks = pose_points(model.landmarks(identity, expression), turn, move)
+        points = project_points(landmarks, _RENDER_PX)
+        return image.double().numpy(), torch.as_tensor(seen.mask).numpy(), points.double().numpy()
+
+
+def _photograph(
+    head: Floats,
+    mask: NDArray[np.bool_],
+    landmarks: Floats,
+    look: Look,
+    rng: np.random.Generator,
+) -> Floats:
+    """Return the scene `[H, W, 3]` in [0, 1] with a head in it."""
     import numpy as np
-    import torch
 
-    from nfs.arcface.datasets import align_face
-    from nfs.media.images import encode_jpeg
-    from nfs.morphable import Coefficients, project_points
-    from nfs.morphable.projection import pose_points
-    from nfs.morphable.shading import render
+    from jobs._rendered_camera import background, draw_glasses, draw_long_hair, expose, occlude
 
-    rng = np.random.default_rng((plan.seed, identity))
-    count = plan.images
-    person = rng.standard_normal((2, 80))
-    parts = {
-        "identity": np.repeat(person[:1], count, 0),
-        "texture": np.repeat(person[1:], count, 0),
-        "expression": _expressions(model, count, rng),
-        "rotation": rng.standard_normal((count, 3)) * _ROTATION_STD_RAD,
-        "translation": rng.standard_normal((count, 3)) * (0.08, 0.08, 0.3),
-        "lighting": _lights(count, rng),
-    }
-    coefficients = Coefficients(
-        **{k: torch.tensor(v, dtype=torch.float32) for k, v in parts.items()}
-    )
-    out = []
-    with torch.no_grad():
-        shaded = render(model, coefficients, _RENDER_PX)
-        landmarks = pose_points(
-            model.landmarks(coefficients.identity, coefficients.expression),
-            coefficients.rotation_matrix,
-            coefficients.translation,
-        )
-        points = project_points(landmarks, _RENDER_PX).numpy()
-    for image, mask, landmark in zip(
-        shaded.image.numpy(), shaded.mask.numpy(), points, strict=True
-    ):
-        pixels = np.where(mask[..., None], image * 255, _background(rng))
-        pixels = pixels + rng.normal(0, rng.uniform(0, 5), pixels.shape)
-        picture = np.clip(pixels, 0, 255).astype(np.uint8)
-        out.append(encode_jpeg(align_face(picture, landmark), _JPEG_QUALITY))
-    return out
+    behind = background(_RENDER_PX, rng)
+    if look.long_hair:
+        behind = draw_long_hair(behind, look, landmarks, rng)
+    picture = np.where(mask[..., None], head, behind)
+    if look.glasses:
+        picture = draw_glasses(picture, landmarks, look.glasses)
+    picture = expose(picture, mask, rng)
+    return occlude(picture, rng) if rng.random() < _OCCLUDED else picture
 
 
-def _expressions(
-    model: MorphableModel, count: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _expressions(model: MorphableModel, count: int, rng: np.random.Generator) -> Floats:
     """Draw a few active blend shapes per image, within the model's bounds."""
     import numpy as np
 
@@ -134,23 +188,20 @@ def _expressions(
     return weights
 
 
-def _lights(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw nine harmonics per channel: mostly white, from any side in front."""
-    import numpy as np
+def _lights(count: int, rng: np.random.Generator) -> Floats:
+    """Draw nine harmonics per channel: nearly white, from any side in front, more from above."""
+    size = (0.1, 0.15, 0.15, 0.22, *([0.06] * 5))
+    white = rng.standard_normal((count, 1, 9)) * size
+    white[..., 1] -= 0.08
+    white[..., 2] += 0.08
+    tint = rng.standard_normal((count, 3, 9)) * (0.015, *([0.01] * 8))
+    return (white + tint).reshape(count, 27)
 
-    white = rng.standard_normal((count, 1, 9)) * (0.1, 0.15, 0.15, 0.2, *([0.05] * 5))
-    tint = rng.standard_normal((count, 3, 9)) * (0.06, *([0.02] * 8))
-    return np.broadcast_to(white + tint, (count, 3, 9)).reshape(count, 27)
 
+def _tensor(values: Floats) -> Tensor:
+    import torch
 
-def _background(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw a smooth coloured background `[H, W, 3]`."""
-    import numpy as np
-    from PIL import Image
-
-    grid = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
-    size = (_RENDER_PX, _RENDER_PX)
-    return np.asarray(Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC), np.float64)
+    return torch.as_tensor(values, dtype=torch.float32)
 
 
 def main(arguments: list[str] | None = None) -> int:

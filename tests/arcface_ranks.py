@@ -26,6 +26,7 @@ from nfs.arcface.task import ArcfaceParts, ArcfaceSettings, ArcfaceTask
 from nfs.media.images import encode_jpeg
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.local import LocalContext
+from nfs.tracking.jsonl import JsonlTracker
 from nfs.tracking.null import NullTracker
 from nfs.training import LoopSettings, train
 
@@ -252,8 +253,8 @@ def train_rank(rank: int, size: int, place: Path, tree: dict[str, Any]) -> None:
         dist.init_process_group(
             "gloo", init_method=f"file://{place}/{tree['meeting']}", rank=rank, world_size=size
         )
-    context = LocalContext(place / "run", NullTracker())
-    result = worker(tree, context)
+    tracker = NullTracker() if rank else JsonlTracker(place / f"curve-{size}", "run")
+    result = worker(tree, LocalContext(place / "run", tracker))
     (place / "run" / f"result-{size}-{rank}.json").write_text(json.dumps(result))
     if size > 1:
         dist.destroy_process_group()

@@ -79,19 +79,24 @@ def convert_to_records(path: str, stem: str | Path, *, skip_bad: bool = False) -
 def make_pairs(path: str, target: str | Path, *, num_pairs: int = 6000, seed: int = 0) -> int:
     """Write a verification set of random pairs of a source, half of one person.
 
+    Images of one person come from different clips where there are several (see `draw_pairs`).
+
     Raises:
-        InputError: If fewer than two identities have two images.
+        InputError: If there are not two identities, one of them with two images.
     """
     source = open_source(path)
     by_class: dict[int, list[int]] = {}
     for number, label in _sorted(source):
         by_class.setdefault(label, []).append(number)
-    usable = [numbers for numbers in by_class.values() if len(numbers) > 1]
-    if len(usable) < 2:
-        raise InputError(f"{path}: pairs need two identities with two images each")
+    # Other sources hold photos: every image is a recording of its own.
+    recordings = getattr(source, "recordings", np.arange(len(source)))
+    identities = list(by_class.values())
     rng = np.random.default_rng(seed)
-    chosen, same = draw_pairs([len(n) for n in usable], num_pairs, rng)
-    images = [_aligned_jpeg(source, usable[identity][image]) for identity, image in chosen]
+    try:
+        chosen, same = draw_pairs([recordings[n].tolist() for n in identities], num_pairs, rng)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    images = [_aligned_jpeg(source, identities[identity][image]) for identity, image in chosen]
     write_pairs(target, images, same)
     return len(same)
 

@@ -168,6 +168,9 @@ class ClipSource:
         split: Keep clips with this value of `split`; None keeps all.
         max_frames_per_clip: Evenly spaced frames kept of each clip.
         cache_row_groups: Row groups of encoded frames kept in memory.
+
+    Attributes:
+        recordings: The clip of every frame, numbered.
     """
 
     def __init__(
@@ -184,8 +187,9 @@ class ClipSource:
         identity = _identities(uri, split)
         names = sorted(set(identity.values()))
         number = {name: i for i, name in enumerate(names)}
+        clips = {clip: i for i, clip in enumerate(sorted(identity))}
         rows = [
-            (file, group, row, number[identity[clip]])
+            (file, group, row, number[identity[clip]], clips[clip])
             for file, group, row, clip in self._rows(max_frames_per_clip)
             if clip in identity
         ]
@@ -193,6 +197,7 @@ class ClipSource:
             raise ArtifactError(f"{uri}: no aligned frame of split {split!r}")
         self._index = np.asarray(rows, np.int64)
         self.labels, self.num_classes = self._index[:, 3], len(names)
+        self.recordings = self._index[:, 4]
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -200,7 +205,7 @@ class ClipSource:
 
     def read(self, number: int) -> tuple[Pixels, int]:
         """Decode and align a frame."""
-        file, group, row, label = (int(v) for v in self._index[number])
+        file, group, row, label, _ = (int(v) for v in self._index[number])
         data, landmarks = self._groups.rows(file, group)[row]
         where = f"{self._store.uri}/{self._files[file]}: row group {group}, row {row}"
         pixels = _decode(data, where)

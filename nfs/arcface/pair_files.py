@@ -90,26 +90,48 @@ def write_pairs(path: str | Path, images: Sequence[bytes], same: Sequence[bool])
 
 
 def draw_pairs(
-    counts: list[int], num_pairs: int, rng: np.random.Generator
+    recordings: Sequence[Sequence[int]], num_pairs: int, rng: np.random.Generator
 ) -> tuple[list[tuple[int, int]], list[bool]]:
     """Draw pairs of (identity, image), alternately of one person and of two.
 
+    Two images of one person come from two recordings where the person has them. Else they lie at
+    least a third of the recording apart: neighbouring frames are the same picture.
+
     Args:
-        counts: Images per identity, at least 2.
+        recordings: Per identity the recording (clip or photo) of each image, in order of time.
         num_pairs: Pairs.
         rng: Source of the choice.
+
+    Raises:
+        InputError: If there are not two identities, one of them with two images.
     """
+    repeated = [i for i, images in enumerate(recordings) if len(images) > 1]
+    if len(recordings) < 2 or not repeated:
+        raise InputError("pairs need two identities, at least one of them with two images")
     images: list[tuple[int, int]] = []
     same = [number % 2 == 0 for number in range(num_pairs)]
     for one_person in same:
         if one_person:
-            identity = int(rng.integers(len(counts)))
-            first, second = rng.choice(counts[identity], 2, replace=False)
-            images += [(identity, int(first)), (identity, int(second))]
+            identity = repeated[int(rng.integers(len(repeated)))]
+            images += [(identity, i) for i in _two_images(recordings[identity], rng)]
         else:
-            chosen = rng.choice(len(counts), 2, replace=False)
-            images += [(int(i), int(rng.integers(counts[i]))) for i in chosen]
+            chosen = rng.choice(len(recordings), 2, replace=False)
+            images += [(int(i), int(rng.integers(len(recordings[i])))) for i in chosen]
     return images, same
+
+
+def _two_images(recordings: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
+    of = np.asarray(recordings)
+    different = np.unique(of)
+    if len(different) > 1:
+        first, second = (
+            int(rng.choice(np.flatnonzero(of == r)))
+            for r in rng.choice(different, 2, replace=False)
+        )
+        return first, second
+    gap = max(1, len(of) // 3)
+    first = int(rng.integers(len(of) - gap))
+    return first, int(rng.integers(first + gap, len(of)))
 
 
 def decode_pair_image(data: bytes, where: str = "image") -> NDArray[np.uint8]:

@@ -11,12 +11,14 @@ import torch.multiprocessing as mp
 
 from nfs.arcface.export import join_shards
 from nfs.runtime.local import LocalContext
+from nfs.tracking.jsonl import JsonlTracker
 from nfs.tracking.null import NullTracker
 from nfs.training.state import load_state
 from tests import arcface_ranks
 
 pytestmark = pytest.mark.distributed
 TOLERANCE = 2e-5
+LOSS = "loss/arcface"
 
 
 def test_two_ranks_equal_one(tmp_path):
@@ -64,6 +66,20 @@ def test_killed_on_two_ranks_goes_on_with_one(tmp_path):
     for name, value in end_a.task["backbone"].items():
         torch.testing.assert_close(end_b.task["backbone"][name], value, rtol=0, atol=TOLERANCE)
     assert seen_once(cut, state.samples_seen)
+    # The curve of two ranks up to the state and of one rank from there is that of an unbroken run.
+    first, second, unbroken = curve(cut, 2), curve(cut, 1), curve(whole, 1)
+    assert min(second) == state.samples_seen + arcface_ranks.B
+    joined = {k: v for k, v in first.items() if k <= state.samples_seen} | second
+    assert joined.keys() == unbroken.keys()
+    assert len(unbroken) == 192 // arcface_ranks.B
+    for samples, loss in unbroken.items():
+        assert joined[samples] == pytest.approx(loss, abs=TOLERANCE), samples
+
+
+def curve(folder: Path, size: int) -> dict[int, float]:
+    """Losses of every step by the clock, as `size` ranks recorded them."""
+    rows = JsonlTracker(folder / f"curve-{size}", "run").read()
+    return {r["step"]: r["metrics"][LOSS] for r in rows if LOSS in r["metrics"]}
 
 
 def seen_once(folder: Path, samples_seen: int) -> bool:

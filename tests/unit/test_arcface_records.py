@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nfs.arcface.conversion import check_source, convert_to_records, make_pairs
 from nfs.arcface.datasets import FaceImages, FolderSource, RecordSource, open_source
-from nfs.arcface.pair_files import read_pairs
+from nfs.arcface.pair_files import draw_pairs, read_pairs
 from nfs.arcface.recordio import (
     MAGIC_BYTES,
     RecordError,
@@ -144,6 +144,21 @@ def test_folder_to_records_to_pairs(tmp_path):
     assert pairs.same.tolist() == [True, False] * 4
     first, second = (pairs.images[0], pairs.images[1])
     assert first != second
+
+
+def test_pairs_of_a_person_come_from_two_recordings():
+    recordings = [[4, 4, 4, 9, 9], [7], [5] * 9]
+    images, same = draw_pairs(recordings, 60, np.random.default_rng(0))
+    pairs = list(zip(images[0::2], images[1::2], strict=True))
+    assert {a[0] for a, b in pairs} == {0, 1, 2}
+    for (first, second), one_person in zip(pairs, same, strict=True):
+        assert (first[0] == second[0]) == one_person
+        if one_person and first[0] == 0:
+            assert recordings[0][first[1]] != recordings[0][second[1]]
+        if one_person and first[0] == 2:
+            assert abs(first[1] - second[1]) >= 3
+    with pytest.raises(InputError, match="two identities"):
+        draw_pairs([[0], [1]], 4, np.random.default_rng(0))
 
 
 def test_wrong_sizes_are_named(tmp_path):
