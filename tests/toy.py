@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from nfs.config.base import LoaderConfig
-from nfs.errors import ClipError
+from nfs.errors import ClipError, InputError
 from nfs.runtime.context import WorkerContext, unwrap
 from nfs.training import Evaluation, LoopSettings, train
 from nfs.training.checkpoint import write_checkpoint
@@ -62,6 +62,18 @@ class LineDataset:
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         x = np.float32(index / 37)
         return {"x": x, "y": np.float32(3 * x + 1 + 0.01 * rng.standard_normal())}
+
+
+class PickyDataset(LineDataset):
+    """One item cannot be read."""
+
+    def __init__(self, bad: int):
+        self.bad = bad
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if index == self.bad:
+            raise InputError(f"item {index} cannot be read")
+        return super().get(index, rng)
 
 
 class LineTask:

@@ -292,6 +292,7 @@ def run_training_on_ray(
     """
     ensure_ray()
     _check_resources(launch)
+    _check_loader(tree, launch)
     resources: dict[str, float] = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
@@ -336,6 +337,21 @@ def _check_resources(launch: LaunchConfig) -> None:
         raise InputError(
             f"launch asks for {launch.num_workers} worker(s) with {need}, the cluster has {total}; "
             "lower launch.num_workers or launch.cpus_per_worker, or add nodes"
+        )
+
+
+def _check_loader(tree: Mapping[str, Any], launch: LaunchConfig) -> None:
+    """Refuse loading actors for which the cluster has no CPUs; the ranks would wait for ever."""
+    loader = tree.get("loader") or {}
+    if loader.get("ingest") != "ray_data":
+        return
+    total = sum(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
+    actors = launch.num_workers * loader["workers"]
+    need = launch.num_workers * launch.cpus_per_worker + actors
+    if need > total:
+        raise InputError(
+            f"loader.ingest=ray_data: {launch.num_workers} worker(s) and {actors} loading actors "
+            f"need {need:g} CPUs, the cluster has {total:g}; lower loader.workers or add nodes"
         )
 
 
