@@ -49,7 +49,12 @@ _HIDDEN_LAYER = re.compile(r"(?<=_nerf\.)layers\.(\d+)\.")
 _DISCRIMINATOR_NAMES = [
     (r"^epilogue\.", "b4."),
     (r"^blocks\.(\d+)\.", r"b\1."),
+    (r"^low_blocks\.(\d+)\.", r"c\1."),
+    (r"^label_mapping\.layers\.(\d+)\.", r"mapping.fc\1."),
+    (r"^label_mapping\.", "mapping."),
+    (r"^camera_head\.", "projector."),
     (r"\.from_rgb\.", ".fromrgb."),
+    (r"\.bypass\.", ".skip."),
 ]
 # Modules of the original that have a weight but no FIR taps.
 _WITHOUT_TAPS = re.compile(r"(^|\.)(affine\d?|torgb|sigma_out|feat_out|fc\d*|out|proj|projector)$")
@@ -67,9 +72,14 @@ def original_generator_state(generator: Generator) -> dict[str, Tensor]:
     Raises:
         InputError: If a tensor has no counterpart in the original.
     """
-    return _original_state(generator.state_dict(), _original_generator_name, generator_name) | {
-        "synthesis.alpha": torch.ones([])
-    }
+    inputs = generator.spec.inputs
+    state = _original_state(
+        generator.state_dict(),
+        _original_generator_name,
+        generator_name,
+        solid_inputs=inputs is not None and inputs.kind in ("volume", "multiscale_volume"),
+    )
+    return state | {"synthesis.alpha": torch.ones([])}
 
 
 def original_discriminator_state(discriminator: Discriminator) -> dict[str, Tensor]:
@@ -113,8 +123,13 @@ def _original_discriminator_name(name: str) -> str:
 
 
 def _original_state(
-    ours: Mapping[str, Tensor], rename: Callable[[str], str], back: Callable[[str], str]
+    ours: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    back: Callable[[str], str],
+    *,
+    solid_inputs: bool = False,
 ) -> dict[str, Tensor]:
+    """Rename tensors and give 1x1 kernels (1x1x1 in solid input stacks) their axes."""
     state = {}
     for name, value in ours.items():
         original = rename(name)
@@ -123,7 +138,8 @@ def _original_state(
         state[original] = value.detach().cpu()
     for name in [name for name in state if name.endswith(".weight")]:
         if state[name].ndim == 2 and _is_convolution(name, state):
-            state[name] = state[name][:, :, None, None]
+            solid = solid_inputs and name.startswith("synthesis.in_b")
+            state[name] = state[name].reshape(*state[name].shape, *(1,) * (3 if solid else 2))
     return {name: value.contiguous() for name, value in (state | _taps(state)).items()}
 
 

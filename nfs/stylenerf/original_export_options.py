@@ -60,10 +60,11 @@ def original_discriminator_options(spec: DiscriminatorSpec) -> dict[str, Any]:
     """Return the original discriminator's keyword arguments; as `original_generator_options`."""
     options: dict[str, Any] = {
         "class_name": "training.stylenerf.Discriminator",
-        "c_dim": 0,
+        "c_dim": spec.c_dim,
+        "cmap_dim": spec.cmap_dim,
         "img_resolution": spec.img_resolution,
         "img_channels": 3,
-        "architecture": "skip",
+        "architecture": spec.architecture,
         "channel_base": spec.channel_base,
         "channel_max": spec.channel_max,
         "conv_clamp": spec.conv_clamp,
@@ -71,12 +72,22 @@ def original_discriminator_options(spec: DiscriminatorSpec) -> dict[str, Any]:
         "lowres_head": spec.lowres_head,
         "resize_real_early": True,
         "num_fp16_res": 0,
+        "dual_discriminator": spec.dual_discriminator,
+        "dual_input_ratio": spec.dual_input_ratio,
+        "saperate_camera": spec.separate_camera,
+        "no_camera_condition": not spec.camera_condition,
+        "block_kwargs": {"freeze_layers": spec.num_frozen_layers},
+        "mapping_kwargs": {"num_layers": spec.mapping_num_layers},
         "epilogue_kwargs": {
             "mbstd_group_size": spec.mbstd_group_size,
             "mbstd_num_channels": spec.mbstd_num_channels,
         },
+        "predict_camera": spec.camera is not None,
+        "predict_9d_camera": spec.camera == "pose9",
+        "predict_3d_camera": spec.camera == "uvr",
     }
-    _compare(spec, discriminator_spec(options), "discriminator")
+    # The fade is a matter of training, not of the network (Q2).
+    _compare(replace(spec, fade=False), discriminator_spec(options), "discriminator")
     return options
 
 

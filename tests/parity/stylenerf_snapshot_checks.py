@@ -1,9 +1,10 @@
-"""Snapshots of the original, read without executing them, against what they must hold.
+"""Snapshots of the original, read without executing them, and state dicts written back.
 
 `network-snapshot-NAME.pkl` is compared with `NAME_{G,D}` and `NAME_reference` of its folder, or
 with `{G,D}` and `pkl_reference` where there is no file of its name.
 """
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -11,9 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nfs.pretrained import load_original
+from nfs.stylenerf import Discriminator, Generator
 from nfs.stylenerf.cameras import uniform_cameras
 from nfs.stylenerf.export import load_generator
-from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.original_export import (
+    original_discriminator_state,
+    original_generator_state,
+)
 from nfs.stylenerf.snapshot import import_snapshot, read_snapshot
 from tests.parity.stylenerf_recording import Recording, Report
 
@@ -24,10 +30,14 @@ _PREFIX = "network-snapshot-"
 def snapshots(report: Report, folder: Path) -> None:
     """Compare every snapshot of the folder: state dicts exactly, an image of G_ema loosely.
 
+    Where there is a `config.json`, also write our networks back under the original's names.
+
     Args:
         report: Receives `snapshot/NAME/...`.
         folder: May hold snapshots.
     """
+    if (folder / "config.json").is_file():
+        _exports(report, folder)
     for file in sorted(folder.glob(f"{_PREFIX}*.pkl")):
         label = file.stem.removeprefix(_PREFIX)
         own = (folder / f"{label}_reference.json").is_file()
@@ -43,6 +53,22 @@ def snapshots(report: Report, folder: Path) -> None:
                 import_snapshot(file, directory)
                 generator = load_generator(directory, ema=True)
             _image(report, f"snapshot/{label}", generator, Recording(folder / reference))
+
+
+def _exports(report: Report, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name, family in (("G", "stylenerf/generator"), ("D", "stylenerf/discriminator")):
+        file = folder / f"{name}.safetensors"
+        if file.is_file():
+            options = {**config[name], "img_resolution": config["res"]}
+            network = load_original(family, file, options)
+            if isinstance(network, Generator):
+                written = original_generator_state(network)
+            else:
+                assert isinstance(network, Discriminator)
+                written = original_discriminator_state(network)
+            wrong = _differences(written, load_file(file))
+            report.add(f"export/{name}", float(wrong), 0.0)
 
 
 def _differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> int:
