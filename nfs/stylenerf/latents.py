@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from nfs.geometry.cameras import orbit_cameras
-from nfs.stylenerf.cameras import draw_cameras
+from nfs.geometry.cameras import cam2world_to_yaw_pitch, orbit_cameras
+from nfs.stylenerf.cameras import CameraDraw, draw_positions
 from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
+from nfs.stylenerf.phases import Fakes
 from nfs.stylenerf.rendering import RenderDraws
+from nfs.stylenerf.spec import CameraPrior
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class FakeInputs:
     """`[B, 4, 4]`."""
     background_code: Tensor
     """`[B, background_dim]`."""
+    position: Tensor
+    """`[B, 3]` where the cameras stand in the prior's ranges: see `CameraDraw`."""
     background_cam2world: Tensor | None = None
     """`[B, 4, 4]`; None: as `cam2world`."""
     c: Tensor | None = None
@@ -41,7 +45,6 @@ class FakeInputs:
         whose gradients are wanted.
         """
         options = replace(options, background_cam2world=self.background_cam2world)
-        labels = {} if self.c is None else {"c": self.c}
         rendering: Rendering = network(
             self.z,
             self.cam2world,
@@ -49,9 +52,13 @@ class FakeInputs:
             mixing=self.mixing,
             options=options,
             draws=self.draws,
-            **labels,
+            c=self.c,
         )
         return rendering
+
+    def fakes(self, rendering: Rendering) -> Fakes:
+        """Return the images of `rendering` with what these inputs say about them."""
+        return Fakes(rendering.image, rendering.image_low, self.c, self.position)
 
 
 @dataclass(frozen=True)
@@ -94,29 +101,57 @@ def draw_inputs(
     device = generator.w_avg.device
     z = torch.randn(count, generator.z_dim, device=device)
     code = torch.randn(count, generator.background_dim, device=device)
-    cameras = _cameras(generator, count, conditions.yaw_pitch)
+    cameras = _cameras(generator.spec.cameras, count, conditions.yaw_pitch, device)
+    inputs = FakeInputs(
+        z=z,
+        cam2world=cameras.cam2world,
+        background_code=code,
+        position=cameras.position,
+        c=_shuffled(conditions.c, count),
+    )
     if coded is not None:
-        background = cameras.clone()
-        first = slice(len(coded.codes))
-        z[first], cameras[first] = coded.codes, coded.cam2world
-        code[first] = coded.codes[:, : generator.background_dim]
-        # In an aligned crop the background stays where it is when the head turns.
-        background[first] = generator.frozen_background_camera(1)
-        labels = _shuffled(conditions.c, count)
-        return FakeInputs(z, cameras, code, background_cam2world=background, c=labels)
-    mixing = None
-    if float(torch.rand(())) < mixing_prob:
-        cutoff = int(torch.randint(1, generator.num_ws, ()))
-        mixing = (torch.randn(count, generator.z_dim, device=device), cutoff)
-    return FakeInputs(z, cameras, code, c=_shuffled(conditions.c, count), mixing=mixing)
+        return _with_coded(inputs, coded, generator)
+    if float(torch.rand(())) >= mixing_prob:
+        return inputs
+    cutoff = int(torch.randint(1, generator.num_ws, ()))
+    return replace(inputs, mixing=(torch.randn(count, generator.z_dim, device=device), cutoff))
 
 
-def _cameras(generator: Generator, count: int, yaw_pitch: Tensor | None) -> Tensor:
-    prior = generator.spec.cameras
+def _with_coded(inputs: FakeInputs, coded: Coded, generator: Generator) -> FakeInputs:
+    first = slice(len(coded.codes))
+    z, cameras, code = inputs.z.clone(), inputs.cam2world.clone(), inputs.background_code.clone()
+    z[first], cameras[first] = coded.codes, coded.cam2world
+    code[first] = coded.codes[:, : generator.background_dim]
+    background = inputs.cam2world.clone()
+    # In an aligned crop the background stays where it is when the head turns.
+    background[first] = generator.frozen_background_camera(1)
+    return replace(
+        inputs,
+        z=z,
+        cam2world=cameras,
+        background_code=code,
+        background_cam2world=background,
+        position=_position(generator.spec.cameras, cameras),
+    )
+
+
+def _cameras(
+    prior: CameraPrior, count: int, yaw_pitch: Tensor | None, device: torch.device
+) -> CameraDraw:
     chosen = _shuffled(yaw_pitch, count)
     if chosen is None:
-        return draw_cameras(prior, count, device=generator.w_avg.device)
-    return orbit_cameras(chosen[:, 0], chosen[:, 1], sum(prior.radius) / 2)
+        return draw_positions(prior, count, device=device)
+    cameras = orbit_cameras(chosen[:, 0], chosen[:, 1], sum(prior.radius) / 2)
+    return CameraDraw(cameras, _position(prior, cameras))
+
+
+def _position(prior: CameraPrior, cameras: Tensor) -> Tensor:
+    """Return yaw, pitch and radius as fractions of the prior's ranges; 0 where one is empty."""
+    yaw, pitch = cam2world_to_yaw_pitch(cameras)
+    radius = cameras[:, :3, 3].norm(dim=1)
+    low, high = cameras.new_tensor([prior.yaw_rad, prior.pitch_rad, prior.radius]).unbind(dim=1)
+    share = (torch.stack([yaw, pitch, radius], dim=1) - low) / (high - low)
+    return torch.where(high > low, share, 0.0)
 
 
 def _shuffled(values: Tensor | None, count: int) -> Tensor | None:

@@ -8,7 +8,7 @@ Legend: B images of one pass, R current resolution.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -36,6 +36,24 @@ def _same(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Fakes:
+    """Generated images as the discriminator gets them."""
+
+    image: Tensor
+    """`[B, 3, R, R]`."""
+    image_low: Tensor
+    """`[B, 3, r, r]` the low-resolution images they came with."""
+    c: Tensor | None
+    """Labels `[B, c_dim]`."""
+    position: Tensor
+    """`[B, 3]` where their cameras stand: see `nfs.stylenerf.cameras.CameraDraw`."""
+
+    def detach(self) -> "Fakes":
+        """Return the images cut off from the generator."""
+        return replace(self, image=self.image.detach(), image_low=self.image_low.detach())
+
+
+@dataclass(frozen=True)
 class Critic:
     """The discriminator as a phase sees it.
 
@@ -43,17 +61,31 @@ class Critic:
         network: The discriminator, or its DDP wrapper where its gradients are wanted.
         alpha: Growth stage.
         augment: Distorts images before they are judged.
+        predicts_position: The discriminator predicts where cameras stand.
     """
 
     network: nn.Module
     alpha: float
     augment: Augment = _same
+    predicts_position: bool = False
 
-    def __call__(self, image: Tensor, c: Tensor | None = None) -> Tensor:
+    def reals(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Return logits `[B, 1]` of images `[B, 3, R, R]` with labels `[B, c_dim]`."""
-        labels = {} if c is None else {"c": c}
-        logits: Tensor = self.network(self.augment(image), alpha=self.alpha, **labels)
+        logits: Tensor = self.network(self.augment(images), alpha=self.alpha, c=c)
         return logits
+
+    def fakes(self, fakes: Fakes) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits `[B, 1]` (`[2 B, 1]` of dual discriminators) and the camera loss, if any.
+
+        The camera loss is the squared difference of predicted and true positions.
+        """
+        image = self.augment(fakes.image)
+        known = {"alpha": self.alpha, "image_low": fakes.image_low, "c": fakes.c}
+        if not self.predicts_position:
+            logits: Tensor = self.network(image, **known)
+            return logits, {}
+        logits, position = self.network(image, **known, return_camera=True)
+        return logits, {"camera": (position - fakes.position).square().mean()}
 
 
 def main_options(settings: GanSettings, alpha: float) -> RenderOptions:
@@ -74,15 +106,25 @@ def plain_options(settings: GanSettings, alpha: float) -> RenderOptions:
 
 
 def generator_main(
-    rendering: Rendering, critic: Critic, settings: GanSettings, c: Tensor | None = None
+    rendering: Rendering, fakes: Fakes, critic: Critic, settings: GanSettings
 ) -> PhaseLoss:
-    """Return Gmain: fakes should look real, and the 2-D stack should agree with the field."""
-    logits = critic(rendering.image, c)
+    """Return Gmain: fakes should look real, and the 2-D stack should agree with the field.
+
+    Args:
+        rendering: What the generator made.
+        fakes: Its images, with labels and cameras.
+        critic: The discriminator.
+        settings: Numbers.
+    """
+    logits, extra = critic.fakes(fakes)
     terms = {"loss/g": real_loss(logits, settings.label_smooth)}
     total = terms["loss/g"]
     if rendering.path_loss is not None:
         terms["loss/g_path"] = rendering.path_loss.mean()
         total = total + settings.path_weight * terms["loss/g_path"]
+    for name, value in extra.items():
+        terms[f"loss/g_{name}"] = value
+        total = total + settings.camera_weight * value
     return PhaseLoss(total, terms)
 
 
@@ -107,23 +149,23 @@ def generator_path_length(
 
 
 def discriminator_main(
-    fake: Tensor,
+    fakes: Fakes,
     real: Tensor,
     critic: Critic,
     settings: GanSettings,
-    labels: tuple[Tensor, Tensor] | None = None,
+    c: Tensor | None = None,
 ) -> PhaseLoss:
     """Return Dmain: fakes down, reals up.
 
     Args:
-        fake: `[B, 3, R, R]`, detached.
+        fakes: Detached.
         real: `[B, 3, R, R]`.
         critic: The discriminator.
         settings: Numbers.
-        labels: Labels of fakes and reals, or None.
+        c: Labels of the real images `[B, c_dim]`.
     """
-    c_fake, c_real = labels or (None, None)
-    fake_logits, real_logits = critic(fake, c_fake), critic(real, c_real)
+    fake_logits, extra = critic.fakes(fakes)
+    real_logits = critic.reals(real, c)
     terms = {
         "loss/d_fake": fake_loss(fake_logits),
         "loss/d_real": real_loss(real_logits, settings.label_smooth),
@@ -136,6 +178,9 @@ def discriminator_main(
         "score/real": real_logits.mean(),
         "score/real_sign": real_logits.sign().mean(),
     }
+    for name, value in extra.items():
+        terms[f"loss/d_{name}"] = value
+        total = total + settings.camera_weight * value
     return PhaseLoss(total, terms, observed)
 
 
@@ -144,29 +189,8 @@ def discriminator_r1(
 ) -> PhaseLoss:
     """Return Dreg: the slope of D at real images `[B, 3, R, R]` should be small."""
     real = real.detach().requires_grad_(True)
-    logits = critic(real, c)
+    logits = critic.reals(real, c)
     penalty = r1_penalty(logits, real, settings.r1_gamma)
     # Keeps the last bias, which the penalty does not depend on, in the graph for DDP.
     total = penalty * settings.r1_interval + 0 * logits.sum()
     return PhaseLoss(total, {"loss/d_r1": penalty})
-
-
-def drop_gradients(parameters: list[nn.Parameter]) -> None:
-    """Drop gradients of idle blocks, so that Adam's statistics start when the block does."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def touch(parameters: list[nn.Parameter]) -> Tensor | float:
-    """Zero that depends on `parameters`, so that DDP does not wait for gradients of idle blocks."""
-    return sum((0 * parameter.sum() for parameter in parameters), start=0.0)
-
-
-def idle_parameters(blocks: nn.ModuleDict, active_resolution: int) -> list[nn.Parameter]:
-    """Return the parameters of blocks above the active resolution."""
-    return [
-        parameter
-        for name, block in blocks.items()
-        if int(name) > active_resolution
-        for parameter in block.parameters()
-    ]

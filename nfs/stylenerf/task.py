@@ -4,9 +4,7 @@ Legend: B images of this rank, divided into rounds whose gradients add up. G, D,
 literature. Phases: `nfs.stylenerf.phases`.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,60 +12,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nfs.geometry.cameras import orbit_cameras
-from nfs.runtime.context import WorkerContext, no_sync, unwrap
+from nfs.runtime.context import WorkerContext, unwrap
 from nfs.stylenerf.adaptive import AdaptiveAugment
-from nfs.stylenerf.cameras import middle_camera
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator
 from nfs.stylenerf.export import export_generator
 from nfs.stylenerf.generator import Generator, RenderOptions
-from nfs.stylenerf.latents import Coded, Conditions, FakeInputs, draw_inputs
-from nfs.stylenerf.losses import lazy_adam, reconstruction_loss
+from nfs.stylenerf.latents import Coded, FakeInputs, draw_inputs
+from nfs.stylenerf.losses import reconstruction_loss
 from nfs.stylenerf.phases import (
     Critic,
+    Fakes,
     PhaseLoss,
     discriminator_main,
     discriminator_r1,
-    drop_gradients,
     generator_main,
     generator_path_length,
-    idle_parameters,
     main_options,
     plain_options,
-    touch,
 )
+from nfs.stylenerf.players import Player, block_parameters
+from nfs.stylenerf.rounds import Round, divide
 from nfs.stylenerf.settings import GanSettings
 from nfs.training.ema import Ema, ema_beta
-from nfs.training.guard import guarded_step
 from nfs.training.task import Evaluation
 
 _RUNNING_MEANS = ("w_avg", "magnitude")
-
-
-@dataclass
-class _Side:
-    """One of the two players: its network, and what updates it."""
-
-    network: nn.Module
-    wrapped: nn.Module
-    """DDP, or the network itself: for passes whose gradients are wanted."""
-    lr: float
-    optimizer: torch.optim.Optimizer
-    parameters: list[nn.Parameter]
-    """What is trained."""
-
-
-@dataclass(frozen=True)
-class _Round:
-    """One pass's part of this rank's batch."""
-
-    real: Tensor
-    """`[b, 3, R, R]` in [-1, 1] at the current resolution."""
-    conditions: Conditions
-    coded: Coded | None
 
 
 @dataclass(frozen=True)
@@ -114,23 +85,28 @@ class StyleNerfTask:
         self.D_ema = Ema(self.D) if settings.discriminator_ema else None
         self.pl_mean = torch.zeros((), device=self.device)
         self.augment = AdaptiveAugment(settings.augment, settings.batch_size, self.device)
-        interval = settings.pl_interval if settings.pl_weight > 0 else None
-        self.g = self._side(context, self.G, settings.generator_lr, interval)
-        interval = settings.r1_interval if settings.r1_gamma > 0 else None
-        self.d = self._side(context, self.D, settings.discriminator_lr, interval)
+        if self.G.camera_head is not None:
+            # An explicit camera always wins in training, so nothing would train it.
+            self.G.camera_head.requires_grad_(False)
+        self.g = Player(
+            self.G,
+            context,
+            lr=settings.generator_lr,
+            betas=settings.betas,
+            interval=settings.pl_interval if settings.pl_weight > 0 else None,
+        )
+        self.d = Player(
+            self.D,
+            context,
+            lr=settings.discriminator_lr,
+            betas=settings.betas,
+            interval=settings.r1_interval if settings.r1_gamma > 0 else None,
+        )
         self._means = [
             buffer
             for name, buffer in self.G.named_buffers()
             if name.rsplit(".", 1)[-1] in _RUNNING_MEANS
         ]
-
-    def _side(
-        self, context: WorkerContext, network: nn.Module, lr: float, interval: int | None
-    ) -> _Side:
-        lr, betas = lazy_adam(lr, self.settings.betas, interval)
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, eps=1e-8)
-        return _Side(network, context.wrap(network), lr, optimizer, parameters)
 
     def train_step(self, batch: dict[str, Tensor], samples_seen: int) -> dict[str, Tensor]:
         """Step G and D, each with its regulariser when it is due; D waits during a warm start.
@@ -140,24 +116,18 @@ class StyleNerfTask:
                 cameras `yaw_pitch [B, 2]`; for a warm start `code [B, z_dim]`.
             samples_seen: The clock.
         """
-        settings = self.settings
-        now = _Moment(
-            settings.alpha(samples_seen),
-            settings.adversarial(samples_seen),
-            f"samples_seen={samples_seen}",
-        )
-        for side in (self.g, self.d):
-            for group in side.optimizer.param_groups:
-                group["lr"] = side.lr * settings.lr_scale(samples_seen)
-        rounds = self._rounds(batch, samples_seen, now.alpha)
-        fakes: list[Tensor] = []
+        settings, now = self.settings, self._moment(samples_seen)
+        for player in (self.g, self.d):
+            player.set_rate(settings.lr_scale(samples_seen))
+        rounds = self.rounds(batch, samples_seen)
+        fakes: list[Fakes] = []
         metrics = self._generator_main(rounds, fakes, now)
         if now.adversarial:
             if settings.pl_weight > 0 and settings.due(samples_seen, settings.pl_interval):
                 metrics |= self._generator_path_length(rounds, now)
             metrics |= self._discriminator_main(rounds, fakes, now)
             if settings.r1_gamma > 0 and settings.due(samples_seen, settings.r1_interval):
-                metrics |= self._discriminator_r1(rounds, now)
+                metrics |= self.discriminator_r1(rounds, samples_seen)
         self._follow(metrics, samples_seen)
         resolution = self.G.stage(now.alpha).image_resolution
         return metrics | {
@@ -216,39 +186,25 @@ class StyleNerfTask:
             card=self.card,
         )
 
-    def _rounds(self, batch: dict[str, Tensor], samples_seen: int, alpha: float) -> list[_Round]:
-        settings = self.settings
-        real = self._real(batch["image"], alpha)
-        size = len(real) // settings.num_rounds(len(real))
-        rounds = []
-        for first in range(0, len(real), size):
-            rows = {name: value[first : first + size] for name, value in batch.items()}
-            conditions = Conditions(
-                c=rows.get("label"),
-                yaw_pitch=rows["yaw_pitch"] if settings.image_cameras else None,
-            )
-            coded = self._coded(rows, settings.num_coded(samples_seen, size))
-            rounds.append(_Round(real[first : first + size], conditions, coded))
-        return rounds
+    def _moment(self, samples_seen: int) -> _Moment:
+        return _Moment(
+            self.settings.alpha(samples_seen),
+            self.settings.adversarial(samples_seen),
+            f"samples_seen={samples_seen}",
+        )
 
-    def _real(self, images: Tensor, alpha: float) -> Tensor:
-        """Convert to [-1, 1] and resize to the stage: `[B, 3, r, r]`."""
-        real = images.float() / 127.5 - 1
-        size = self.G.stage(alpha).image_resolution
-        if real.shape[-1] != size:
-            real = F.interpolate(real, size=(size, size), mode="area")
-        return real
+    def rounds(self, batch: dict[str, Tensor], samples_seen: int) -> list[Round]:
+        """Divide a batch into passes at the current resolution."""
+        size = self.G.stage(self.settings.alpha(samples_seen)).image_resolution
+        return divide(
+            batch,
+            self.settings,
+            self.G.spec.cameras,
+            samples_seen=samples_seen,
+            size=(size, size),
+        )
 
-    def _coded(self, batch: dict[str, Tensor], count: int) -> Coded | None:
-        if count == 0:
-            return None
-        codes = batch["code"][:count]
-        if "yaw_pitch" in batch:
-            yaw, pitch = batch["yaw_pitch"][:count].unbind(dim=1)
-            return Coded(codes, orbit_cameras(yaw, pitch, sum(self.G.spec.cameras.radius) / 2))
-        return Coded(codes, middle_camera(self.G.spec.cameras, codes))
-
-    def _draw(self, part: _Round, count: int, coded: Coded | None = None) -> FakeInputs:
+    def _draw(self, part: Round, count: int, coded: Coded | None = None) -> FakeInputs:
         return draw_inputs(
             self.G,
             count,
@@ -258,21 +214,23 @@ class StyleNerfTask:
         )
 
     def _critic(self, network: nn.Module, now: _Moment) -> Critic:
-        return Critic(network, now.alpha, self.augment)
+        return Critic(network, now.alpha, self.augment, self.D.spec.camera == "uvr")
 
     def _generator_main(
-        self, rounds: list[_Round], fakes: list[Tensor], now: _Moment
+        self, rounds: list[Round], fakes: list[Fakes], now: _Moment
     ) -> dict[str, Tensor]:
         """Step G; the images go to `fakes`."""
         critic = self._critic(self.D, now)
 
-        def loss(part: _Round) -> PhaseLoss:
+        def loss(part: Round) -> PhaseLoss:
             inputs = self._draw(part, len(part.real), part.coded)
             rendering = inputs.render(self.g.wrapped, main_options(self.settings, now.alpha))
-            fakes.append(rendering.image.detach())
+            made = inputs.fakes(rendering)
+            if self.settings.share_fakes:
+                fakes.append(made.detach())
             terms, total = {}, torch.zeros((), device=self.device)
             if now.adversarial:
-                outcome = generator_main(rendering, critic, self.settings, inputs.c)
+                outcome = generator_main(rendering, made, critic, self.settings)
                 terms, total = dict(outcome.terms), outcome.total
             if part.coded is not None:
                 first = slice(len(part.coded.codes))
@@ -285,10 +243,10 @@ class StyleNerfTask:
             }
             return PhaseLoss(total, terms, observed)
 
-        return self._update(self.g, "g_main", [partial(loss, part) for part in rounds], now)
+        return self._step(self.g, "g_main", [partial(loss, part) for part in rounds], now)
 
-    def _generator_path_length(self, rounds: list[_Round], now: _Moment) -> dict[str, Tensor]:
-        def loss(part: _Round) -> PhaseLoss:
+    def _generator_path_length(self, rounds: list[Round], now: _Moment) -> dict[str, Tensor]:
+        def loss(part: Round) -> PhaseLoss:
             count = max(1, len(part.real) // self.settings.pl_batch_shrink)
             inputs = self._draw(part, count)
             rendering = inputs.render(self.g.wrapped, plain_options(self.settings, now.alpha))
@@ -297,73 +255,53 @@ class StyleNerfTask:
             self.pl_mean = mean
             return outcome
 
-        return self._update(self.g, "g_reg", [partial(loss, part) for part in rounds], now)
+        return self._step(self.g, "g_reg", [partial(loss, part) for part in rounds], now)
 
     def _discriminator_main(
-        self, rounds: list[_Round], fakes: list[Tensor], now: _Moment
+        self, rounds: list[Round], fakes: list[Fakes], now: _Moment
     ) -> dict[str, Tensor]:
         """Step D, on the given `fakes` where they are shared, else on new ones."""
         critic = self._critic(self.d.wrapped, now)
         options = plain_options(self.settings, now.alpha)
 
-        def loss(part: _Round, fake: Tensor) -> PhaseLoss:
-            labels = None
-            if not self.settings.share_fakes:
-                fake, c_fake = self._new_fakes(part, options)
-                if c_fake is not None and part.conditions.c is not None:
-                    labels = (c_fake, part.conditions.c)
-            return discriminator_main(fake, part.real, critic, self.settings, labels)
+        def loss(number: int, part: Round) -> PhaseLoss:
+            made = fakes[number] if self.settings.share_fakes else self._new_fakes(part, options)
+            return discriminator_main(made, part.real, critic, self.settings, part.conditions.c)
 
-        losses = [partial(loss, part, fake) for part, fake in zip(rounds, fakes, strict=True)]
-        return self._update(self.d, "d_main", losses, now)
+        losses = [partial(loss, number, part) for number, part in enumerate(rounds)]
+        return self._step(self.d, "d_main", losses, now)
 
     @torch.no_grad()
-    def _new_fakes(self, part: _Round, options: RenderOptions) -> tuple[Tensor, Tensor | None]:
+    def _new_fakes(self, part: Round, options: RenderOptions) -> Fakes:
         inputs = self._draw(part, len(part.real))
-        return inputs.render(self.G, options).image, inputs.c
+        return inputs.fakes(inputs.render(self.G, options))
 
-    def _discriminator_r1(self, rounds: list[_Round], now: _Moment) -> dict[str, Tensor]:
+    def discriminator_r1(self, rounds: list[Round], samples_seen: int) -> dict[str, Tensor]:
+        """Step D on its R1 penalty at the real images of `rounds`."""
+        now = self._moment(samples_seen)
         critic = self._critic(self.d.wrapped, now)
 
-        def loss(part: _Round) -> PhaseLoss:
+        def loss(part: Round) -> PhaseLoss:
             return discriminator_r1(part.real, critic, self.settings, part.conditions.c)
 
-        return self._update(self.d, "d_reg", [partial(loss, part) for part in rounds], now)
+        return self._step(self.d, "d_reg", [partial(loss, part) for part in rounds], now)
 
-    def _update(
-        self, side: _Side, phase: str, losses: Sequence[Callable[[], PhaseLoss]], now: _Moment
+    def _step(
+        self, player: Player, phase: str, losses: Sequence[Callable[[], PhaseLoss]], now: _Moment
     ) -> dict[str, Tensor]:
-        """Step one network on the mean loss of all rounds."""
-        start = time.monotonic()
-        for parameter in self.g.parameters + self.d.parameters:
-            parameter.requires_grad_(False)
-        for parameter in side.parameters:
-            parameter.requires_grad_(True)
-        side.optimizer.zero_grad(set_to_none=True)
-        idle = self._idle(side, now.alpha)
-        terms: list[dict[str, Tensor]] = []
-        observed: list[dict[str, Tensor]] = []
-        for number, loss in enumerate(losses, start=1):
-            # Gradients travel between ranks once, with the last round.
-            with nullcontext() if number == len(losses) else no_sync(side.wrapped):
-                outcome = loss()
-                torch.autograd.backward(outcome.total / len(losses) + touch(idle))
-            terms.append({name: term.detach() for name, term in outcome.terms.items()})
-            observed.append(outcome.observed)
-        drop_gradients(idle)
-        norm = guarded_step(side.optimizer, _mean(terms), side.parameters, now.where)
-        return {
-            **_mean(terms),
-            **_mean(observed),
-            f"grad/{phase}_norm": norm,
-            f"time/{phase}_s": torch.tensor(time.monotonic() - start),
-        }
-
-    def _idle(self, side: _Side, alpha: float) -> list[nn.Parameter]:
-        resolution = self.G.stage(alpha).image_resolution
-        if side is self.g:
-            return idle_parameters(self.G.upsampler.blocks, resolution)
-        return idle_parameters(self.D.blocks, self.D.first_resolution(alpha, resolution))
+        for other in (self.g, self.d):
+            other.require_gradients(other is player)
+        resolution = self.G.stage(now.alpha).image_resolution
+        unused: list[nn.Parameter] = []
+        if player is self.g:
+            idle = block_parameters(self.G.upsampler.blocks, above=resolution)
+        else:
+            first = self.D.first_resolution(now.alpha, resolution)
+            idle = block_parameters(self.D.blocks, above=first)
+            # Only the camera loss of fakes depends on these.
+            for module in (self.D.camera_head, self.D.low_blocks):
+                unused += [] if module is None else module.parameters()
+        return player.step(losses, idle=idle, unused=unused, phase=phase, where=now.where)
 
     def _follow(self, metrics: dict[str, Tensor], samples_seen: int) -> None:
         """Agree with the other ranks on running means, then let averages and p follow.
@@ -379,10 +317,6 @@ class StyleNerfTask:
         self.G_ema.update(self.G, beta)
         if self.D_ema is not None:
             self.D_ema.update(self.D, beta)
-
-
-def _mean(rounds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([values[name] for values in rounds]).mean() for name in rounds[0]}
 
 
 def _generator(module: nn.Module) -> Generator:

@@ -105,15 +105,16 @@ def _losses(case: _Case, G: Generator, D: Discriminator, settings: GanSettings) 
     if case.phase == "Dreg":
         return discriminator_r1(case.tensor("real"), critic, settings)
     tape = case.recording.draws(f"{case.name}/tape")
-    rendering = _render(case, G, settings, tape)
+    inputs, rendering = _render(case, G, settings, tape)
     if case.phase == "Gmain":
-        return generator_main(rendering, critic, settings)
+        return generator_main(rendering, inputs.fakes(rendering), critic, settings)
     if case.phase == "Greg":
         noise, start = tape["pl_noise_standard_normal"], torch.zeros(())
         loss, mean = generator_path_length(rendering, noise, start, settings)
         torch.testing.assert_close(mean, case.tensor("pl_mean"), rtol=PATH_LENGTH_LOSS, atol=0)
         return loss
-    loss = discriminator_main(rendering.image, case.tensor("real"), critic, settings)
+    fakes = inputs.fakes(rendering)
+    loss = discriminator_main(fakes, case.tensor("real"), critic, settings)
     # The original adds the path regulariser to this loss too, where it moves nothing.
     path = 0 if rendering.path_loss is None else rendering.path_loss.mean()
     return replace(loss, observed={"recorded": loss.terms["loss/d_fake"] + path})
@@ -126,7 +127,9 @@ def _named(phase: str, loss: PhaseLoss) -> dict[str, Tensor]:
     return {{"Gmain": "Gmain", "Greg": "Gpl", "Dreg": "Dr1"}[phase]: loss.total}
 
 
-def _render(case: _Case, G: Generator, settings: GanSettings, tape: dict[str, Tensor]) -> Rendering:
+def _render(
+    case: _Case, G: Generator, settings: GanSettings, tape: dict[str, Tensor]
+) -> tuple[FakeInputs, Rendering]:
     count = len(tape["camera_radius_uniform"])
     prior = G.spec.cameras
     make = prior_cameras if prior.gaussian else uniform_cameras
@@ -138,6 +141,7 @@ def _render(case: _Case, G: Generator, settings: GanSettings, tape: dict[str, Te
         z=case.tensor("gen_z")[:count],
         cam2world=make(prior, u, v, tape["camera_radius_uniform"]).float(),
         background_code=tape["z_shape_bg"],
+        position=torch.zeros(count, 3),
         mixing=(tape["mixing_z"], int(tape["mixing_cutoff"])) if mixed else None,
         draws=RenderDraws(
             depth_jitter=tape["depth_jitter_fg_uniform"],
@@ -150,7 +154,7 @@ def _render(case: _Case, G: Generator, settings: GanSettings, tape: dict[str, Te
         ),
     )
     with torch.set_grad_enabled(case.phase.startswith("G")):
-        return inputs.render(G, plain_options(settings, case.alpha))
+        return inputs, inputs.render(G, plain_options(settings, case.alpha))
 
 
 def _worst_norm(case: _Case, network: nn.Module, rename: Any) -> float:

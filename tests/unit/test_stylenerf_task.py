@@ -242,7 +242,9 @@ def test_base_is_the_published_model(repository):
         ("launch.num_workers=3", "not divisible by launch.num_workers=3"),
         ("checkpoint_every=100", "not a multiple of log_every"),
         ("growth.end_kimg=1", "end_kimg is below start_kimg"),
-        ("generator.depth_range=[2, 1]", "near must be below far"),
+        ("generator.depth_range=[2, 1]", "near < far"),
+        ("loss.path_pixels=65", r"path_pixels=65 exceeds 64 px"),
+        ("micro_batch=6", "4 images per worker and pass|multiple of discriminator"),
     ],
 )
 def test_bad_settings_are_named(repository, override, message):
