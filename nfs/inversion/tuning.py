@@ -67,12 +67,13 @@ def trainable_parameters(generator: Generator, which: Trainable) -> dict[str, nn
 
     Args:
         generator: The generator.
-        which: `all`, `upsampler` (2-D blocks: texture, geometry stays) or `field` (both fields).
+        which: `all`, `upsampler` (2-D blocks: texture, geometry stays) or `field` (both fields
+            and the planes they look up).
     """
     parts = {
-        "all": ("foreground.", "background.", "upsampler."),
+        "all": ("inputs.", "foreground.", "background.", "upsampler."),
         "upsampler": ("upsampler.",),
-        "field": ("foreground.", "background."),
+        "field": ("inputs.", "foreground.", "background."),
     }[which]
     return {n: p for n, p in generator.named_parameters() if n.startswith(parts)}
 
