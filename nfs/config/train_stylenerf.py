@@ -234,6 +234,9 @@ class TrainStylenerfConfig(TrainingConfig):
         None
     )
     """Augmentation of the discriminator's images; null: none."""
+    init: str | None = None
+    """Checkpoint directory that G, its average and D start from (`nfs checkpoint import`, or an
+    earlier run); a smaller `img_resolution` there is continued with new blocks. Null: random."""
     warm_start: WarmStartConfig | None = None
     """Start by reconstruction (runs of minutes on a few clips); null as published."""
     total_samples: int = Field(25_000_000, ge=1)
@@ -267,6 +270,12 @@ class TrainStylenerfConfig(TrainingConfig):
                 raise ValueError(f"clips={tree['clips']} has no place in data.kind={data['kind']}")
             data["path"] = tree["clips"]
         return {**rest, "data": data}
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.init is not None and self.warm_start is not None:
+            raise ValueError("init and warm_start exclude each other: trained weights need none")
+        return self
 
     @model_validator(mode="after")
     def _cameras_of_frames(self) -> Self:

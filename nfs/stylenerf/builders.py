@@ -21,6 +21,7 @@ from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator, Rea
 from nfs.stylenerf.export import export_generator, load_discriminator, load_generator
 from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.image_builders import open_images
+from nfs.stylenerf.initial import start_from
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.settings import AugmentSettings, GanSettings
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
@@ -54,15 +55,21 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
             }
         )
     seed_everything("init", config.seed)
+    generator = build_generator(config, prior, dataset.label_dim)
+    discriminator = build_discriminator(config, dataset.label_dim)
+    initial_ema = None
+    if config.init is not None and context.latest() is None:
+        initial_ema = start_from(config.init, generator, discriminator)
     task = StyleNerfTask(
-        build_generator(config, prior, dataset.label_dim),
-        build_discriminator(config, dataset.label_dim),
+        generator,
+        discriminator,
         build_settings(config),
         card={
             "trained on": f"{len(dataset)} images of {config.data.path}",
             "images seen": config.total_samples,
         },
         evaluator=build_evaluator(config, dataset, context),
+        initial_ema=initial_ema,
     )
     settings = LoopSettings(
         total_samples=config.total_samples,

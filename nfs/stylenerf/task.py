@@ -59,6 +59,7 @@ class StyleNerfTask:
         settings: Numbers.
         card: Facts about data and configuration for the model card.
         evaluator: Measures and draws G_ema; by default a grid alone.
+        initial_ema: State dict that G_ema starts from; None: as G.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class StyleNerfTask:
         settings: GanSettings,
         card: dict[str, Any] | None = None,
         evaluator: GeneratorEvaluator | None = None,
+        initial_ema: dict[str, Tensor] | None = None,
     ) -> None:
         self.G, self.D = generator, discriminator
         self.settings = settings
         self.card = card or {}
+        self.initial_ema = initial_ema
         self.evaluator = evaluator or GeneratorEvaluator(EvaluationSettings(settings.grid_size))
         self._evaluation: Evaluation | None = None
 
@@ -82,6 +85,8 @@ class StyleNerfTask:
         self.G.to(self.device).train()
         self.D.to(self.device).train()
         self.G_ema = Ema(self.G)
+        if self.initial_ema is not None:
+            self.G_ema.module.load_state_dict(self.initial_ema)
         self.D_ema = Ema(self.D) if settings.discriminator_ema else None
         self.pl_mean = torch.zeros((), device=self.device)
         self.augment = AdaptiveAugment(settings.augment, settings.batch_size, self.device)
