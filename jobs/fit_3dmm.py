@@ -20,6 +20,7 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
     from nfs.artifacts import read_manifest, write_manifest
     from nfs.morphable import load_model
     from nfs.morphable.clip_fit import FitWork
+    from nfs.morphable.recon.predictor import ReconPredictor
     from nfs.runtime import run_units
 
     read_manifest(config.clips, kind="clips")
@@ -28,6 +29,11 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
     if config.fit.model != "open_head":
         settings["model"] = absolute(config.fit.model)
     model = load_model(settings["model"])  # built and checked here, before any worker needs it
+    parents = [config.clips]
+    if config.fit.recon is not None:
+        settings["recon"] = absolute(config.fit.recon)
+        ReconPredictor.load(settings["recon"], model)
+        parents.append(config.fit.recon)
     items, unusable = list_items(clips)
     items = [{**item, "sheet": i < config.max_sheets} for i, item in enumerate(items)]
     work = partial(FitWork, clips, output, settings)
@@ -47,7 +53,7 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
         output,
         kind="fits",
         config=settings,
-        parents=[config.clips],
+        parents=parents,
         counts={name.removeprefix("fit/"): int(v) for name, v in metrics.items() if "clips" in name}
         | {"frames": int(metrics["fit/frames"])},
         quarantined=quarantined,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,10 @@ class ClipFitConfig(Config):
 
     model: str = "open_head"
     """`open_head`, or the path of a BFM `.mat` file that all workers can read."""
+    init: Literal["mean", "recon"] = "mean"
+    """Start of the landmark fit: the mean face, or what a trained regressor sees."""
+    recon: str | None = None
+    """Checkpoint directory of `jobs.train_recon`, for init=recon."""
     landmarks: LandmarkFitConfig = LandmarkFitConfig()
     """The landmark fit."""
     appearance_frames: int = Field(12, ge=0)
@@ -65,6 +69,15 @@ class ClipFitConfig(Config):
     """Clips with a larger median landmark error (percent of eye distance) get status poor_fit."""
     sheet_frames: int = Field(6, ge=0, le=12)
     """Frames in the contact sheet of a clip; 0 writes none."""
+
+    @model_validator(mode="after")
+    def _regressor(self) -> Self:
+        if (self.init == "recon") != (self.recon is not None):
+            raise ValueError(
+                f"init={self.init} and recon={self.recon}: init=recon needs the checkpoint "
+                "directory in `recon`, and only then"
+            )
+        return self
 
 
 class Fit3dmmConfig(JobConfig):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nfs.config.base import Config, JobConfig
+from nfs.config.base import Config, TrainingConfig
 
 
 class ReconNetworkConfig(Config):
@@ -170,7 +170,7 @@ class ReconOptimizer(Config):
     """Half-life of the averaged weights, thousands of samples; 0: no averaging (original)."""
 
 
-class TrainReconConfig(JobConfig):
+class TrainReconConfig(TrainingConfig):
     """Root of `jobs.train_recon`."""
 
     clips: str

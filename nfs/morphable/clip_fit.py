@@ -18,18 +18,26 @@ from nfs.config.fit_3dmm import ClipFitConfig
 from nfs.errors import ClipError
 from nfs.media.images import decode_jpeg, encode_png
 from nfs.morphable.appearance import fit_appearance, with_appearance
-from nfs.morphable.coefficients import Coefficients
-from nfs.morphable.landmark_fit import NUM_LANDMARKS, Fit, FitSettings, fit_landmarks
+from nfs.morphable.coefficients import NUM_COEFFICIENTS, Coefficients
+from nfs.morphable.landmark_fit import (
+    NUM_LANDMARKS,
+    Fit,
+    FitSettings,
+    fit_landmarks,
+    nearest_valid,
+)
 from nfs.morphable.loading import load_model
 from nfs.morphable.metrics import lip_gap_px
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.overlay import contact_sheet
+from nfs.morphable.recon.predictor import ReconPredictor
 
 Item = Mapping[str, Any]
 Images = NDArray[np.uint8]
 USABLE = "ok"
 POOR_FIT = "poor_fit"
 FAILED_FRAME = -1
+FRAMES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def fit_clip_frames(
     images: Mapping[int, Images] | None = None,
     temporal_weight: float = 1.0,
     settings: FitSettings | None = None,
+    start: Coefficients | None = None,
 ) -> ClipFit:
     """Fit one clip, or one photo (T = 1).
 
@@ -71,6 +80,7 @@ def fit_clip_frames(
             from.
         temporal_weight: See `fit_landmarks`.
         settings: See `fit_landmarks`.
+        start: See `fit_landmarks`.
 
     Raises:
         ClipError: `no_face` if no frame is usable.
@@ -86,6 +96,7 @@ def fit_clip_frames(
         temporal_weight=temporal_weight,
         weights=usable.float(),
         settings=settings,
+        start=start,
     )
     photometric = torch.full_like(fit.nme_percent, torch.nan)
     if images:
@@ -120,6 +131,9 @@ class FitWork:
         landmarks = self.config.landmarks.tree()
         self.temporal_weight = landmarks.pop("temporal_weight")
         self.settings = FitSettings(**landmarks)
+        self.recon: ReconPredictor | None = None
+        if self.config.recon is not None:
+            self.recon = ReconPredictor.load(self.config.recon, self.model)
 
     def __call__(self, item: Item) -> dict[str, pa.Table]:
         """Return the `fits` table of one clip, a row for every frame.
@@ -141,6 +155,7 @@ class FitWork:
             images=self._images(item, chosen),
             temporal_weight=self.temporal_weight,
             settings=self.settings,
+            start=self._start(item, landmarks, usable),
         )
         self._write_sheet(item, result, landmarks)
         return {"fits": fits_table(item["clip_id"], frames, result, self.config)}
@@ -160,6 +175,18 @@ class FitWork:
         if len(frames) == 0:
             raise ClipError("bad_frames", f"{item['path']}: the clip has no frames")
         return frames
+
+    def _start(self, item: Item, landmarks: Tensor, usable: Tensor) -> Coefficients | None:
+        """Predict every frame from its picture; frames without landmarks copy a neighbour."""
+        if self.recon is None or not bool(usable.any()):
+            return None
+        known = usable.nonzero()[:, 0]
+        found = landmarks.new_zeros(len(landmarks), NUM_COEFFICIENTS)
+        for part in known.split(FRAMES_AT_ONCE):
+            images = self._images(item, part.tolist())
+            stack = np.stack([images[int(row)] for row in part])
+            found[part] = self.recon(stack, landmarks[part].numpy()).pack()
+        return Coefficients.unpack(found[nearest_valid(usable)])
 
     def _images(self, item: Item, rows: Sequence[int]) -> dict[int, Images]:
         """Decode some frames, reading only the row groups that hold them."""

@@ -93,7 +93,7 @@ class State:
     identity: Tensor
     expression: Tensor
 
-    def frames(self, rows: slice) -> State:
+    def frames(self, rows: slice | Tensor) -> State:
         """Return the state of some frames; a common identity stays as it is."""
         identity = self.identity if len(self.identity) == 1 else self.identity[rows]
         return State(self.rotation[rows], self.translation[rows], identity, self.expression[rows])

@@ -92,6 +92,7 @@ def fit_landmarks(
     temporal_weight: float = 1.0,
     weights: Tensor | None = None,
     settings: FitSettings | None = None,
+    start: Coefficients | None = None,
 ) -> Fit:
     """Fit pose, identity and expression to landmarks (spec 4.2).
 
@@ -103,6 +104,8 @@ def fit_landmarks(
         temporal_weight: Factor on the smoothness of `settings`; ignored without a shared identity.
         weights: `[T]` or `[T, 68]`, >= 0; a frame of zeros is filled in from its neighbours.
         settings: Default `FitSettings()`.
+        start: T rows to start from, e.g. of a trained regressor; default the mean face in its
+            orthographic pose.
 
     Returns:
         Coefficients on the device and in the order of the input.
@@ -122,7 +125,8 @@ def fit_landmarks(
     problem = _make_problem(
         model, target, frame_weights.to(target), image_size_px, settings, temporal_weight, mode
     )
-    state = _fit_clip(problem, settings)
+    first = None if start is None else _start_state(model, start, valid, shared_identity)
+    state = _fit_clip(problem, settings, first)
     projected = project_state(problem, state)[2][..., :2]
     errors = torch.where(valid, nme_percent(projected, target), torch.nan)
     return Fit(_coefficients(model, state), errors, projected)
@@ -160,13 +164,33 @@ def _fill_gaps(landmarks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         `[T, 68, 2]` and which frames are their own, `[T]`.
     """
     valid = (weights > 0).any(1)
+    filled = landmarks[nearest_valid(valid)]
+    return torch.where(torch.isfinite(filled), filled, torch.zeros_like(filled)), valid
+
+
+def nearest_valid(valid: Tensor) -> Tensor:
+    """Return for each of T frames the index of the nearest frame that is valid.
+
+    Args:
+        valid: `[T]`, at least one true.
+    """
     known = valid.nonzero()[:, 0]
-    index = torch.arange(len(landmarks), device=landmarks.device)
+    index = torch.arange(len(valid), device=valid.device)
     place = torch.searchsorted(known, index).clamp_max(len(known) - 1)
     after, before = known[place], known[(place - 1).clamp_min(0)]
-    nearest = torch.where((index - before).abs() < (after - index).abs(), before, after)
-    filled = landmarks[nearest]
-    return torch.where(torch.isfinite(filled), filled, torch.zeros_like(filled)), valid
+    return torch.where((index - before).abs() < (after - index).abs(), before, after)
+
+
+def _start_state(
+    model: MorphableModel, start: Coefficients, valid: Tensor, shared_identity: bool
+) -> State:
+    """Turn coefficients into a state; a shared identity is the mean of the valid frames'."""
+    start = start.to(model.mean_shape.device)
+    identity = start.identity
+    if shared_identity:
+        identity = identity[valid].mean(0, keepdim=True)
+    free = torch.isfinite(model.expression_prior)
+    return State(start.rotation_matrix, start.translation, identity, start.expression[:, free])
 
 
 def _make_problem(
@@ -206,12 +230,12 @@ def _make_problem(
     )
 
 
-def _fit_clip(problem: Problem, settings: FitSettings) -> State:
+def _fit_clip(problem: Problem, settings: FitSettings, start: State | None = None) -> State:
     """Fit all frames at once, or in segments with the identity of a spread-out selection."""
     count, length = len(problem.target), settings.segment_frames
     if count <= length or problem.identity_mode == "free":
         rows = [slice(i, i + length) for i in range(0, count, length)]
-        return _join([_minimise(problem.frames(r), settings, None) for r in rows])
+        return _join([_minimise(problem.frames(r), settings, None, _rows(start, r)) for r in rows])
     usable = (problem.weights > 0).any(1).nonzero()[:, 0]
     places = torch.linspace(0, len(usable) - 1, min(length // 2, len(usable)))
     chosen = usable[places.round().long()]
@@ -224,12 +248,18 @@ def _fit_clip(problem: Problem, settings: FitSettings) -> State:
         pose_smoothness=0.0,
         expression_smoothness=torch.zeros_like(problem.expression_smoothness),
     )
-    identity = _minimise(selection, settings, None).identity
+    identity = _minimise(selection, settings, None, _rows(start, chosen)).identity
     fixed = replace(problem, identity_mode="fixed")
-    return _join_segments(fixed, settings, identity)
+    return _join_segments(fixed, settings, identity, start)
 
 
-def _join_segments(problem: Problem, settings: FitSettings, identity: Tensor) -> State:
+def _rows(start: State | None, rows: slice | Tensor) -> State | None:
+    return None if start is None else start.frames(rows)
+
+
+def _join_segments(
+    problem: Problem, settings: FitSettings, identity: Tensor, begin: State | None
+) -> State:
     """Fit overlapping segments and keep the inner part of each."""
     count, margin = len(problem.target), settings.segment_overlap // 2
     step = settings.segment_frames - 2 * margin
@@ -237,7 +267,8 @@ def _join_segments(problem: Problem, settings: FitSettings, identity: Tensor) ->
     for start in range(0, count, step):
         end = min(start + step, count)
         first, last = max(0, start - margin), min(count, end + margin)
-        state = _minimise(problem.frames(slice(first, last)), settings, identity)
+        rows = slice(first, last)
+        state = _minimise(problem.frames(rows), settings, identity, _rows(begin, rows))
         parts.append(state.frames(slice(start - first, end - first)))
     return _join(parts)
 
@@ -253,19 +284,26 @@ def _join(parts: list[State]) -> State:
     )
 
 
-def _minimise(problem: Problem, settings: FitSettings, identity: Tensor | None) -> State:
-    """Run the Gauss-Newton steps from the mean face."""
-    count = len(problem.target)
-    rotation, translation = _initial_pose(problem)
-    if identity is None:
-        rows = count if problem.identity_mode == "free" else 1
-        identity = problem.mean.new_zeros(rows, problem.identity_basis.shape[-1])
-    expression = problem.mean.new_zeros(count, problem.expression_basis.shape[-1])
-    state = State(rotation, translation, identity, expression)
+def _minimise(
+    problem: Problem, settings: FitSettings, identity: Tensor | None, start: State | None = None
+) -> State:
+    """Run the Gauss-Newton steps from the mean face, or from a given state."""
+    state = _mean_face(problem) if start is None else start
+    if identity is not None:
+        state = replace(state, identity=identity)
     for iteration in range(settings.iterations):
         rigid = iteration < settings.rigid_iterations
         state = rigid_step(problem, state) if rigid else full_step(problem, state)
     return replace(state, expression=clamp_to_box(problem, state.expression))
+
+
+def _mean_face(problem: Problem) -> State:
+    count = len(problem.target)
+    rotation, translation = _initial_pose(problem)
+    rows = count if problem.identity_mode == "free" else 1
+    identity = problem.mean.new_zeros(rows, problem.identity_basis.shape[-1])
+    expression = problem.mean.new_zeros(count, problem.expression_basis.shape[-1])
+    return State(rotation, translation, identity, expression)
 
 
 def _initial_pose(problem: Problem) -> tuple[Tensor, Tensor]:

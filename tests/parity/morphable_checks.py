@@ -32,6 +32,7 @@ from nfs.morphable.photometric_fit import DEFAULT_WEIGHTS, PhotometricSettings, 
 from nfs.morphable.projection import CAMERA_DISTANCE, FOCAL_224, REFERENCE_SIZE_PX, to_screen
 from nfs.morphable.rasterizer import rasterize
 from nfs.morphable.shading import interpolate, posed_vertices, vertex_colours
+from tests.parity import recon_checks
 from tests.parity.replay import Check, check
 
 Arrays = Mapping[str, Tensor]
@@ -52,7 +53,7 @@ def checks(folder: Path) -> dict[str, Check]:
         for file, compare in (("deep3d_outputs", _deep3d), ("fitting_outputs", _fitting)):
             if (folder / f"{file}.npz").is_file():
                 results |= compare(model, _load(folder / f"{file}.npz"))
-    return results | _face(folder)
+    return results | _face(folder) | recon_checks.checks(folder)
 
 
 def _face(folder: Path) -> dict[str, Check]:

@@ -75,6 +75,7 @@ def train_regressor(
         checkpoint_every=config.checkpoint_every,
         evaluate_every=config.evaluate_every,
         seed=config.seed,
+        loader=config.loader,
     )
     return dict(train(task, dataset, settings, context))
 
@@ -131,9 +132,8 @@ def build_data(
     config: TrainReconConfig, split: Split, fits: FitReader | None
 ) -> tuple[ReconData, ReconFrames]:
     """Return the plain frames for evaluation and the augmented training set."""
-    reader = FrameReader(config.clips, config.data.cache_row_groups)
+    reader = FrameReader(config.clips, split.train.files, config.data.cache_row_groups)
     size, align = config.network.image_size_px, config.data.align
-
     held_out = split.held_out.spread(config.max_eval_frames)
     plain = [
         ReconFrames(reader, index, size_px=size, align=align, fits=fits)

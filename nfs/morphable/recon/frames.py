@@ -6,8 +6,7 @@ Legend: M frames, S side of the aligned square.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from nfs.artifacts.row_groups import RowGroups
 from nfs.artifacts.store import Store
 from nfs.artifacts.tables import iter_files, table_files
 from nfs.errors import ArtifactError
@@ -32,13 +32,16 @@ from nfs.morphable.recon.alignment import (
     repose,
 )
 from nfs.morphable.recon.augment import Augmentation, Change, compose, move_landmarks
+from nfs.training.loading import collate
 
 Item = dict[str, NDArray[Any]]
 Align = Literal["exact", "published"]
 USABLE = "ok"
 # Neighbouring frames look alike: those this close to the held-out part are not trained on.
 GUARD_FRAMES = 5
-CACHED_FITS = 64
+CACHED_FITS = 256
+# In the order of the fields of Coefficients.
+_FIT_COLUMNS = ("identity", "expression", "texture", "rotation_rad", "translation", "lighting")
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,8 @@ def index_frames(uri: str) -> FrameIndex:
     columns: list[tuple[NDArray[Any], ...]] = []
     numbers: dict[str, int] = {}
     for number, path in enumerate(files):
-        with store.open_parquet(path) as parquet:
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            table = parquet.read(columns=["clip_id", "frame_index", "status"])
-        groups = np.repeat(np.arange(len(sizes)), sizes)
-        rows = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, int)])
-        ok = np.array([status == USABLE for status in table["status"].to_pylist()], bool)
+        table, groups, rows = _read_places(store, path, ["clip_id", "frame_index", "status"])
+        ok = _usable(table)
         clip = np.array(
             [numbers.setdefault(c, len(numbers)) for c in table["clip_id"].to_pylist()], int
         )
@@ -171,73 +170,57 @@ def _late_frames(index: FrameIndex, fraction: float) -> tuple[NDArray[np.bool_],
 
 
 class FrameReader:
-    """Reads frames of an index and keeps the most recently used row groups.
+    """Reads frames of an index from any thread; keeps the most recently used row groups.
 
     Args:
         uri: The `clips` artifact.
+        files: Files of the frames table, as in the index.
         cache_row_groups: Row groups of encoded frames kept.
     """
 
-    def __init__(self, uri: str, cache_row_groups: int = 64):
-        self._store, self._size = Store(uri), cache_row_groups
-        self._cache: OrderedDict[tuple[str, int], tuple[pa.Table, Array]] = OrderedDict()
+    def __init__(self, uri: str, files: Sequence[str], cache_row_groups: int = 64):
+        columns = ("image_jpeg", "landmarks_px")
+        self._groups = RowGroups(Store(uri), files, columns, cache_row_groups)
 
     def read(self, index: FrameIndex, position: int) -> tuple[Picture, Array]:
         """Return a frame `[H, W, 3]` and its landmarks `[68, 2]`."""
-        table, landmarks = self._row_group(
-            index.files[index.file[position]], int(index.row_group[position])
-        )
-        row = int(index.row[position])
-        return decode_jpeg(table["image_jpeg"][row].as_py()), landmarks[row]
-
-    def _row_group(self, path: str, group: int) -> tuple[pa.Table, Array]:
-        key = (path, group)
-        found = self._cache.pop(key, None)
-        if found is None:
-            with self._store.open_parquet(path) as parquet:
-                table = parquet.read_row_group(group, columns=["image_jpeg", "landmarks_px"])
-            flat = table["landmarks_px"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            found = table, np.asarray(flat, np.float64).reshape(-1, 68, 2)
-        self._cache[key] = found
-        if len(self._cache) > self._size:
-            self._cache.popitem(last=False)
-        return found
+        rows = self._groups.rows(int(index.file[position]), int(index.row_group[position]))
+        jpeg, landmarks = rows[int(index.row[position])]
+        return decode_jpeg(jpeg), np.asarray(landmarks, np.float64).reshape(-1, 2)
 
 
 class FitReader:
-    """Looks up fitted coefficients by clip and frame.
+    """Looks up fitted coefficients by clip and frame, from any thread.
 
     Args:
         uri: The `fits` artifact.
     """
 
     def __init__(self, uri: str):
-        self._store = Store(uri)
-        self._files: dict[str, str] = {}
-        for path, table in iter_files(uri, "fits", ["clip_id"]):
-            self._files.update(dict.fromkeys(table["clip_id"].to_pylist(), path))
-        self._cache: OrderedDict[str, dict[tuple[str, int], NDArray[np.float32]]] = OrderedDict()
+        store, files = Store(uri), table_files(uri, "fits")
+        self._groups = RowGroups(store, files, _FIT_COLUMNS, CACHED_FITS)
+        # Per clip: file, then frame, row group and row of the good fits, by frame.
+        self._places: dict[str, tuple[int, NDArray[np.int32]]] = {}
+        for number, path in enumerate(files):
+            table, groups, rows = _read_places(store, path, ["clip_id", "frame_index", "status"])
+            clips = np.array(table["clip_id"].to_pylist(), object)
+            frames = np.asarray(table["frame_index"].to_numpy(), int)
+            places = np.stack([frames, groups, rows]).astype(np.int32)
+            good = _usable(table)
+            for clip_id in dict.fromkeys(clips.tolist()):
+                mine = places[:, good & (clips == clip_id)]
+                self._places[clip_id] = number, mine[:, np.argsort(mine[0])]
 
     def read(self, clip_id: str, frame: int) -> Coefficients | None:
         """Return one row of coefficients, or None if that frame has no good fit."""
-        path = self._files.get(clip_id)
-        if path is None:
+        if clip_id not in self._places:
             return None
-        rows = self._cache.pop(path, None) or self._load(path)
-        self._cache[path] = rows
-        if len(self._cache) > CACHED_FITS:
-            self._cache.popitem(last=False)
-        packed = rows.get((clip_id, frame))
-        return None if packed is None else Coefficients.unpack(torch.from_numpy(packed)[None])
-
-    def _load(self, path: str) -> dict[tuple[str, int], NDArray[np.float32]]:
-        with self._store.open_parquet(path) as parquet:
-            table = parquet.read()
-        good = np.array([status == USABLE for status in table["status"].to_pylist()], bool)
-        names = ("identity", "expression", "texture", "rotation_rad", "lighting", "translation")
-        packed = np.concatenate([_matrix(table[name]) for name in names], axis=1)
-        keys = zip(table["clip_id"].to_pylist(), table["frame_index"].to_pylist(), strict=True)
-        return {key: row for key, row, ok in zip(keys, packed, good, strict=True) if ok}
+        file, (frames, groups, rows) = self._places[clip_id]
+        place = int(np.searchsorted(frames, frame))
+        if place == len(frames) or frames[place] != frame:
+            return None
+        values = self._groups.rows(file, int(groups[place]))[int(rows[place])]
+        return Coefficients(*(torch.tensor(value).reshape(1, -1) for value in values))
 
 
 class ReconFrames:
@@ -331,7 +314,7 @@ class ReconFrames:
 
 def stack_items(items: list[Item]) -> dict[str, torch.Tensor]:
     """Return a batch of samples as tensors."""
-    return {name: torch.from_numpy(np.stack([i[name] for i in items])) for name in items[0]}
+    return {name: torch.from_numpy(value) for name, value in collate(items).items()}
 
 
 def mean_landmarks(dataset: ReconFrames, count: int) -> NDArray[np.float32]:
@@ -352,7 +335,17 @@ def describe(split: Split) -> Mapping[str, Any]:
     }
 
 
-def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    flat = column.combine_chunks()
-    values = flat.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, np.float32).reshape(len(flat), -1)
+def _read_places(
+    store: Store, path: str, columns: list[str]
+) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
+    """Return columns of a file with the row group of each row and its place within it."""
+    with store.open_parquet(path) as parquet:
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        table = parquet.read(columns=columns)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, int)])
+    return table, groups, rows
+
+
+def _usable(table: pa.Table) -> NDArray[np.bool_]:
+    return np.array([status == USABLE for status in table["status"].to_pylist()], bool)
