@@ -68,7 +68,18 @@ def draw_positions(
     """Draw cameras from the prior with torch's global generator."""
     draw = torch.randn if prior.gaussian else torch.rand
     yaw, pitch = draw(batch_size, device=device), draw(batch_size, device=device)
-    radius = torch.rand(batch_size, device=device)
+    return drawn_cameras(prior, yaw, pitch, torch.rand(batch_size, device=device))
+
+
+def drawn_cameras(prior: CameraPrior, yaw: Tensor, pitch: Tensor, radius: Tensor) -> CameraDraw:
+    """Return the cameras of random numbers `[B]`.
+
+    Args:
+        prior: Ranges.
+        yaw: Standard normal with a gaussian prior, otherwise uniform in [0, 1].
+        pitch: As `yaw`.
+        radius: Uniform in [0, 1].
+    """
     make = prior_cameras if prior.gaussian else uniform_cameras
     cameras = make(prior, yaw, pitch, radius)
     if prior.gaussian:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfs.geometry.cameras import cam2world_to_rt, orbit_cameras, rt_to_cam2world
-from nfs.geometry.rays import camera_rays, pixel_grid
+from nfs.geometry.cameras import cam2world_to_rt, rt_to_cam2world
+from nfs.geometry.rays import camera_rays, corner_pixel_grid, pixel_grid
 from nfs.geometry.volume import scene_depths
 from nfs.pretrained import load_original
 from nfs.stylenerf import Discriminator, Generator, RenderOptions
-from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
+from nfs.stylenerf.cameras import drawn_cameras, prior_cameras, uniform_cameras
 from nfs.stylenerf.original import generator_name
 from tests.parity.replay import Check
 from tests.parity.stylenerf_augment_checks import augment
@@ -28,7 +28,7 @@ from tests.parity.stylenerf_snapshot_checks import snapshots
 from tests.parity.stylenerf_unit_checks import units
 from tests.parity.stylenerf_variant_checks import field_operators, variants
 
-MODULE, IMAGE, IMAGE_DENSE, INJECTED = 1e-5, 2e-3, 5e-3, 5e-5
+MODULE, IMAGE, IMAGE_DENSE, INJECTED, DEPTHS = 1e-5, 2e-3, 5e-3, 5e-5, 2e-3
 
 
 def checks(folder: Path) -> dict[str, Check]:
@@ -59,7 +59,8 @@ def checks(folder: Path) -> dict[str, Check]:
         recording = Recording(folder / "inference")
         _latents_and_cameras(report, generator, recording)
         opaque = recording["inference/alpha/1/bg_lambda"].min() < 0.5
-        _images(report, generator, recording, IMAGE_DENSE if opaque else IMAGE)
+        bound = IMAGE_DENSE if opaque else IMAGE
+        _images(report, generator, recording, bound if generator.spec.inputs is None else MODULE)
         discriminator = load_original(
             "stylenerf/discriminator", _discriminator_file(folder), {**config["D"], **resolution}
         )
@@ -91,31 +92,44 @@ def _latents_and_cameras(report: Report, generator: Generator, recording: Record
         return recording[f"inference/{name}"]
 
     with torch.no_grad():
-        z = get("z")
-        report.compare("mapping", generator.mapping(z), get("ws"), MODULE)
-        ws = generator.mapping(z, truncation_psi=0.7)
+        z, c = get("z"), get("c")
+        report.compare("mapping", generator.mapping(z, c), get("ws"), MODULE)
+        ws = generator.mapping(z, c, truncation_psi=0.7)
         report.compare("truncation", ws, get("ws_psi07"), MODULE)
-        ws = generator.mapping(z, truncation_psi=0.7, truncation_cutoff=4)
+        ws = generator.mapping(z, c, truncation_psi=0.7, truncation_cutoff=4)
         report.compare("truncation_cutoff", ws, get("ws_psi07_cut4"), MODULE)
     prior = generator.spec.cameras
     batch = len(get("z"))
-    mode = [float(recording.values[f"inference/camera_uvr_mode/{i}"]) for i in range(3)]
-    u, v, radius = (torch.full((batch,), value) for value in mode)
-    found = {"camera_uvr": uniform_cameras(prior, u, v, radius)}
+    mode = [
+        float(value)
+        for name, value in sorted(recording.values.items())
+        if name.startswith("inference/camera_uvr_mode/")
+    ]
+    u, v, radius = (torch.full((batch,), value) for value in mode[:3])
+    zoom = mode[3] if len(mode) > 3 else 1.0
+    found = {"camera_uvr": uniform_cameras(prior, u, v, radius, zoom=zoom)}
     u, v = get("camera_tensor_mode").unbind(dim=1)
     middle = torch.full((batch,), 0.5)
     uniform = uniform_cameras(prior, u, v, middle)
     found["camera_tensor_force_uniform"] = uniform
     found["camera_tensor"] = prior_cameras(prior, u, v, middle) if prior.gaussian else uniform
     tape = recording.draws("inference/camera_random_tape")
-    radius = tape["camera_radius_uniform"]
     if prior.gaussian:
         u, v = tape["camera_u_standard_normal"], tape["camera_v_standard_normal"]
-        found["camera_random"] = prior_cameras(prior, u, v, radius).float()
     else:
-        found["camera_random"] = orbit_cameras(tape["camera_u"], tape["camera_v"]).float()
+        u = _fraction(tape["camera_u"], prior.yaw_rad)
+        v = _fraction(tape["camera_v"], prior.pitch_rad)
+    drawn = drawn_cameras(prior, u, v, tape["camera_radius_uniform"])
+    found["camera_random"] = drawn.cam2world.float()
+    position = drawn.position.float()
+    report.compare("camera_random_position", position, get("camera_random/2"), MODULE)
     for name, cameras in found.items():
         report.compare(name, cam2world_to_rt(cameras), get(f"{name}/1"), MODULE)
+
+
+def _fraction(values: Tensor, limits: tuple[float, float]) -> Tensor:
+    low, high = limits
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
 def _images(report: Report, generator: Generator, recording: Recording, image_bound: float) -> None:
@@ -127,9 +141,8 @@ def _images(report: Report, generator: Generator, recording: Recording, image_bo
     for name in sorted(names, key=float):
         theirs = recording.under(f"{prefix}{name}/")
         # The original renders alpha = -1 with 20 samples whatever its configuration says (Q17).
-        half = theirs["di"].shape[-1] // 2
-        plain = RenderOptions(alpha=float(name), num_samples=half)
-        depths = (theirs["di"][..., :half], theirs["di"][..., half:])
+        depths = _recorded_depths(generator, theirs["di"])
+        plain = RenderOptions(alpha=float(name), num_samples=depths[0].shape[-1])
         fixed = RenderOptions(alpha=float(name), depths=depths)
         with torch.no_grad():
             free = generator.synthesis(ws, cameras, background_code=code, options=plain)
@@ -137,6 +150,8 @@ def _images(report: Report, generator: Generator, recording: Recording, image_bo
         spec = generator.spec
         along = scene_depths(theirs["di"], spec.depth_range, spec.depth_warp)
         report.compare(f"alpha{name}/depths", along, theirs["di_trs"], MODULE)
+        if spec.inputs is not None:  # smooth fields: the sampler is well-conditioned (Q23)
+            report.compare(f"alpha{name}/free_depths", free.depths, theirs["di"], DEPTHS)
         report.compare(f"alpha{name}/weights", ours.weights, theirs["fg_weights"], 2e-5)
         report.compare(f"alpha{name}/lambda", ours.transmittance, theirs["bg_lambda"], 2e-5)
         if "bg_weights" in theirs:
@@ -154,7 +169,8 @@ def _images(report: Report, generator: Generator, recording: Recording, image_bo
             ("img_lowres", ours.image_low),
             ("feat", ours.features),
         ):
-            report.compare(f"alpha{name}/{key}_at_depths", image, theirs[key], INJECTED)
+            bound = min(INJECTED, image_bound)
+            report.compare(f"alpha{name}/{key}_at_depths", image, theirs[key], bound)
         report.compare(f"alpha{name}/img", free.image, theirs["img"], image_bound)
         report.compare(f"alpha{name}/img_nerf", free.image_low, theirs["img_nerf"], image_bound)
     _fixed_camera_images(report, generator, recording, image_bound)
@@ -174,7 +190,11 @@ def _fixed_camera_images(
             report.compare("freeze_bg", image, recording["inference/freeze_bg_img"], image_bound)
         if "inference/early_points" in recording:
             spec = generator.spec
-            rays = camera_rays(pixel_grid(spec.resolution_vol), cameras, fov_deg=spec.fov_deg)
+            size = spec.resolution_vol
+            pixels = pixel_grid(size)
+            if spec.corner_aligned:
+                pixels = corner_pixel_grid(size, spec.img_resolution)
+            rays = camera_rays(pixels, cameras, fov_deg=spec.fov_deg)
             along = scene_depths(plain.depths, spec.depth_range, spec.depth_warp)
             depth = (plain.weights * along).sum(dim=-1)
             points = rays.at(depth[..., None])[:, :, 0].transpose(1, 2)
@@ -183,6 +203,12 @@ def _fixed_camera_images(
             differences = (points.reshape(theirs.shape) - theirs).abs().amax(dim=1).flatten()
             scale = float(theirs.abs().max())
             report.add("early_points_q97", float(differences.quantile(0.97)) / scale, 2e-4)
+
+
+def _recorded_depths(generator: Generator, merged: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide recorded depths among the passes; how does not matter, they are merged again."""
+    count = merged.shape[-1] // (2 if generator.spec.hierarchical else 1)
+    return merged[..., :count], merged[..., count:]
 
 
 def _background_code(recording: Recording, name: str, batch: int) -> Tensor:
@@ -208,10 +234,8 @@ def _evaluation_losses(
     """Losses and gradients with the field held constant, as the original's eval mode has it."""
     ws = recording["inference/ws"].clone().requires_grad_(True)
     cameras = rt_to_cam2world(recording["inference/camera_random/1"])
-    depths = recording["inference/alpha/1/di"]
-    half = depths.shape[-1] // 2
     options = RenderOptions(
-        depths=(depths[..., :half], depths[..., half:]),
+        depths=_recorded_depths(generator, recording["inference/alpha/1/di"]),
         edit_features=lambda features, low: (features.detach(), low.detach()),
     )
     code = _background_code(recording, "inference/latent_codes/2", len(ws))
