@@ -23,15 +23,9 @@ from nfs.arcface.export import export_backbone, load_shard, save_shard
 from nfs.arcface.loss_scale import LossScale
 from nfs.arcface.pair_files import PairSet
 from nfs.arcface.partial_fc import PartialFC
-from nfs.arcface.plots import draw_histogram, draw_roc
+from nfs.arcface.reports import report_pairs
 from nfs.arcface.row_optimizers import RowGradient, RowOptimizer
-from nfs.arcface.verification import (
-    Floats,
-    embed_pairs,
-    evaluate_pairs,
-    normalise_rows,
-    tar_at_far,
-)
+from nfs.arcface.verification import Floats, embed_pairs
 from nfs.errors import NonFiniteError
 from nfs.runtime.context import WorkerContext, unwrap
 from nfs.training.task import Evaluation
@@ -169,20 +163,15 @@ class ArcfaceTask:
         metrics: dict[str, float] = {}
         images: dict[str, np.ndarray] = {}
         for pairs, (plain, mirrored) in zip(self.parts.pairs, self._embedded or [], strict=True):
-            folds = min(self.settings.num_folds, len(pairs))
-            result, length = evaluate_pairs(plain, mirrored, pairs.same, folds)
-            rows = normalise_rows(plain + mirrored)
-            distances = np.square(rows[0::2] - rows[1::2]).sum(1)
-            metrics |= {
-                f"val/{pairs.name}_accuracy": result.accuracy,
-                f"val/{pairs.name}_accuracy_std": result.accuracy_std,
-                f"val/{pairs.name}_tar_at_far_1e-3": tar_at_far(distances, pairs.same, 1e-3),
-                f"val/{pairs.name}_tar_at_far_1e-2": tar_at_far(distances, pairs.same, 1e-2),
-                f"val/{pairs.name}_embedding_norm": length,
-            }
-            title = f"{pairs.name}, {samples_seen} images"
-            images[f"roc_{pairs.name}"] = draw_roc(distances, pairs.same, title)
-            images[f"distances_{pairs.name}"] = draw_histogram(distances, pairs.same, title)
+            report = report_pairs(
+                pairs,
+                plain,
+                mirrored,
+                num_folds=self.settings.num_folds,
+                title=f"{samples_seen} images",
+            )
+            metrics |= report.metrics
+            images |= report.images
         self._embedded = None
         return Evaluation(metrics, images)
 

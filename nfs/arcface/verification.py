@@ -98,6 +98,12 @@ def roc(distances: Floats, same: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     return np.r_[0.0, far[last]], np.r_[0.0, tar[last]]
 
 
+def area_under_roc(distances: Floats, same: NDArray[np.bool_]) -> float:
+    """Return the chance that a same pair lies closer than a different one (ties count half)."""
+    fars, tars = roc(distances, same)
+    return float(np.trapezoid(tars, fars))
+
+
 def tar_at_far(distances: Floats, same: NDArray[np.bool_], far: float) -> float:
     """Return the largest true accept rate whose false accept rate is at most `far`."""
     fars, tars = roc(distances, same)

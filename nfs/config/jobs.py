@@ -12,6 +12,7 @@ SCHEMAS = {
     "fit_3dmm": "nfs.config.fit_3dmm:Fit3dmmConfig",
     "train_stylenerf": "nfs.config.train_stylenerf:TrainStylenerfConfig",
     "train_arcface": "nfs.config.train_arcface:TrainArcfaceConfig",
+    "verify_arcface": "nfs.config.verify_arcface:VerifyArcfaceConfig",
     "train_recon": "nfs.config.train_recon:TrainReconConfig",
     "train_audio2exp": "nfs.config.train_audio2exp:TrainAudio2expConfig",
     "invert": "nfs.config.invert:InvertConfig",
