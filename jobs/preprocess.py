@@ -32,10 +32,11 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     from nfs.artifacts import write_manifest
     from nfs.audio.mel import melspectrogram
     from nfs.face.clip import ClipWork
-    from nfs.face.sources import distinct, list_files, make_items
+    from nfs.face.sources import class_labels, distinct, list_files, make_items
     from nfs.runtime import run_units
 
-    sources, copies = distinct(list_files(config.inputs))
+    labels = class_labels(config.inputs) if config.identity_from == "label" else {}
+    sources, copies = distinct(list_files(config.inputs), labels)
     for copy in copies:
         logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
     items = make_items(sources, config)

@@ -16,6 +16,9 @@ class ClipConfig(Config):
     """Frames per second of the result; frame k is the source frame nearest in time to k / fps."""
     crop_size_px: int = Field(256, ge=64, le=2048, multiple_of=2)
     """Side of the aligned face picture."""
+    align: Literal["ffhq", "none"] = "ffhq"
+    """`ffhq`: cut and turn the face as FFHQ does; `none`: the pictures are aligned already, their
+    middle square is kept as it is."""
     crop_smoothing_s: float = Field(0.2, ge=0)
     """Standard deviation of the smoothing of the crop window over time (0: per frame)."""
     jpeg_quality: int = Field(95, ge=50, le=100)
@@ -46,13 +49,14 @@ class PreprocessConfig(JobConfig):
     """Settings of the job `preprocess`."""
 
     inputs: list[str] = Field(min_length=1)
-    """Videos, photos, folders (searched recursively) and globs such as `data/**/*.mp4`."""
+    """Videos, photos, zips of photos, folders (searched recursively), globs as `data/**/*.mp4`."""
     clip: ClipConfig = ClipConfig()
     """How each clip is processed."""
     max_clip_s: float = Field(60.0, gt=0)
     """Videos longer than this are cut into clips of about this length (seconds)."""
-    identity_from: Literal["file", "folder"] = "file"
-    """Who is in a clip: one identity per file name, or per parent folder."""
+    identity_from: Literal["file", "folder", "label"] = "file"
+    """Who is in a clip: one identity per file name, per parent folder, or per class in the
+    `dataset.json` of the zips and folders of photos."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Part of the identities held out as split `val` (by a hash of the identity)."""
     max_bad_fraction: float = Field(1.0, gt=0, le=1)

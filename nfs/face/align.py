@@ -79,6 +79,13 @@ def ffhq_square(landmarks: NDArray[np.floating]) -> FaceSquare:
     return FaceSquare(centre=eyes + 0.1 * mouth, half_side=axis * reach[..., None])
 
 
+def middle_square(width_px: int, height_px: int, size_px: int) -> Array:
+    """Return the map [2, 3] from a picture to its middle square, scaled to `size_px`."""
+    centre = np.array([width_px / 2, height_px / 2])
+    half_side = np.array([min(width_px, height_px) / 2, 0.0])
+    return FaceSquare(centre, half_side).crop_from_source(size_px)
+
+
 def smooth_square(square: FaceSquare, valid: NDArray[np.bool_], sigma_frames: float) -> FaceSquare:
     """Smooth the squares of T frames without delay, so that the crop does not jitter.
 

@@ -6,6 +6,7 @@ second cuts and encodes the aligned faces once the smoothed crop of the whole cl
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nfs.artifacts.schemas import AUDIO, CLIPS, FRAMES
+from nfs.artifacts.zip_archive import ZipArchive
 from nfs.config.preprocess import ClipConfig
-from nfs.errors import ClipError
-from nfs.face.align import ffhq_square, smooth_square
+from nfs.errors import ClipError, InputError
+from nfs.face.align import ffhq_square, middle_square, smooth_square
 from nfs.face.detectors import build_detector
 from nfs.face.keypoints import Keypoints, extract_keypoints
 from nfs.face.landmarks import build_landmarks
@@ -52,6 +54,7 @@ class ClipWork:
         self.detector = build_detector(self.config.detector, device, self.config.smallest_face)
         self.points = build_landmarks(self.config.landmarks, device)
         self.melspectrogram = melspectrogram
+        self._archive: ZipArchive | None = None
 
     def __call__(self, item: Item) -> dict[str, pa.Table]:
         """Return the tables of one clip.
@@ -62,7 +65,26 @@ class ClipWork:
         path = item["path"]
         if not Path(path).is_file():
             raise ClipError("decode_error", f"{path}: the file has gone since the job started")
-        info = probe(path)
+        if item.get("member"):
+            return self._photo_of_zip(item)
+        return self._tables(item)
+
+    def _photo_of_zip(self, item: Item) -> dict[str, pa.Table]:
+        if self._archive is None or self._archive.uri != item["path"]:
+            self._archive = ZipArchive(item["path"])
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"photo{Path(item['member']).suffix}"
+            try:
+                file.write_bytes(self._archive.read(item["member"]))
+                return self._tables({**item, "path": str(file)})
+            except InputError as error:
+                raise ClipError("decode_error", str(error)) from None
+            except ClipError as error:
+                text = str(error).replace(str(file), item["source_uri"])
+                raise ClipError(error.status, text) from None
+
+    def _tables(self, item: Item) -> dict[str, pa.Table]:
+        info = probe(item["path"])
         keypoints = self._find(item)
         tables = {"frames": self._frames(item, keypoints)}
         count = len(keypoints.valid)
@@ -123,10 +145,7 @@ class ClipWork:
     def _frames(self, item: Item, found: Keypoints) -> pa.Table:
         """Second pass: cut, warp and encode."""
         config, count = self.config, len(found.valid)
-        square = smooth_square(
-            ffhq_square(found.landmarks), found.valid, config.crop_smoothing_s * config.fps
-        )
-        matrices = square.crop_from_source(config.crop_size_px)
+        matrices = self._crops(item, found)
         pictures: list[bytes] = []
         for matrix, (_, image) in zip(matrices, self._read(item), strict=True):
             crop = warp_affine(image, matrix, config.crop_size_px)
@@ -144,6 +163,18 @@ class ClipWork:
             ["ok" if valid else "no_face" for valid in found.valid],
         ]
         return pa.table(columns, schema=FRAMES)
+
+    def _crops(self, item: Item, found: Keypoints) -> Array:
+        """Return the map [T, 2, 3] from each frame to its crop."""
+        config = self.config
+        if config.align == "none":
+            _, first = next(iter(self._read(item)))
+            middle = middle_square(first.shape[1], first.shape[0], config.crop_size_px)
+            return np.repeat(middle[None], len(found.valid), axis=0)
+        square = smooth_square(
+            ffhq_square(found.landmarks), found.valid, config.crop_smoothing_s * config.fps
+        )
+        return square.crop_from_source(config.crop_size_px)
 
     def _audio(self, item: Item, num_frames: int) -> pa.Table:
         """Return the sound of exactly the clip's frames; sample 0 belongs to frame 0."""

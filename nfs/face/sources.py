@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nfs.artifacts.photo_sets import FolderPhotos, ZipPhotos, read_labels
 from nfs.config.base import tree_hash
 from nfs.config.preprocess import PreprocessConfig
 from nfs.errors import ClipError, InputError
@@ -20,21 +22,31 @@ from nfs.media.video import VIDEO_SUFFIXES, probe
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | PHOTO_SUFFIXES
 _HASH_THREADS = 4
 _GLOB = re.compile(r"[*?\[]")
+_WHOLE: tuple[float, float | None] = (0.0, None)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One distinct file: its absolute path and the checksum of its content."""
+    """One distinct file or photo in a zip: where it is, and the checksum of its content."""
 
     path: Path
     sha256: str
+    member: str | None = None
+    """Name inside the zip `path`; None: `path` is the file itself."""
+    label: int | None = None
+    """Class in the `dataset.json` of its zip or folder."""
+
+    @property
+    def uri(self) -> str:
+        """Path of the file, `ZIP!/NAME` in a zip."""
+        return str(self.path) if self.member is None else f"{self.path}!/{self.member}"
 
 
 def list_files(inputs: Sequence[str]) -> list[Path]:
     """Return the absolute, sorted, distinct files that the inputs name.
 
     Inside folders (searched recursively) only pictures and videos by suffix count; a file that is
-    named explicitly or by a glob is taken whatever its suffix.
+    named explicitly or by a glob is taken whatever its suffix. A zip stands for its photos.
 
     Raises:
         InputError: If an input does not exist, or names no file.
@@ -54,22 +66,55 @@ def list_files(inputs: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def distinct(files: Sequence[Path]) -> tuple[list[Source], list[dict[str, str]]]:
-    """Return the files with distinct content, and `{item, same_as}` for each left-out copy.
+def distinct(
+    files: Sequence[Path], labels: Mapping[str, int] | None = None
+) -> tuple[list[Source], list[dict[str, str]]]:
+    """Return what has distinct content, and `{item, same_as}` for each left-out copy.
+
+    Args:
+        files: Files; zips are opened.
+        labels: Classes by `Source.uri`.
 
     Raises:
         InputError: If a file cannot be read.
     """
+    plain = [path for path in files if not _is_zip(path)]
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        digests = list(pool.map(_sha256, files))
-    first: dict[str, Path] = {}
+        found = [Source(path, s) for path, s in zip(plain, pool.map(_sha256, plain), strict=True)]
+        for path in files:
+            if _is_zip(path):
+                photos = ZipPhotos(str(path))
+                digests = pool.map(partial(_member_sha256, photos), photos.names)
+                names = zip(photos.names, digests, strict=True)
+                found += [Source(path, digest, name) for name, digest in names]
+    first: dict[str, Source] = {}
     copies = []
-    for path, digest in zip(files, digests, strict=True):
-        if digest in first:
-            copies.append({"item": str(path), "same_as": str(first[digest])})
+    for source in found:
+        if source.sha256 in first:
+            copies.append({"item": source.uri, "same_as": first[source.sha256].uri})
         else:
-            first[digest] = path
-    return [Source(path, digest) for digest, path in first.items()], copies
+            first[source.sha256] = source
+    known = labels or {}
+    return [replace(source, label=known.get(source.uri)) for source in first.values()], copies
+
+
+def class_labels(inputs: Sequence[str]) -> dict[str, int]:
+    """Return the classes in the `dataset.json` of zips and folders among the inputs, by uri.
+
+    Raises:
+        InputError: If an input has none, or vectors instead of classes.
+    """
+    found: dict[str, int] = {}
+    for text in inputs:
+        path = Path(text).expanduser().absolute()
+        photos = ZipPhotos(str(path)) if _is_zip(path) else FolderPhotos(str(path))
+        labels = read_labels(photos)
+        if labels is None or labels.ndim != 1:
+            raise InputError(f"identity_from=label: {text} has no dataset.json with classes")
+        separator = "!/" if _is_zip(path) else "/"
+        uris = [f"{path}{separator}{name}" for name in photos.names]
+        found.update(zip(uris, labels.tolist(), strict=True))
+    return found
 
 
 def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict[str, Any]]:
@@ -81,8 +126,9 @@ def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict
     settings = tree_hash(config.clip.tree())
     items = []
     for source in sources:
-        identity = _identity(source.path, config.identity_from)
-        parts = _parts(source.path, config.max_clip_s)
+        name = source.path if source.member is None else Path(source.member)
+        identity = _identity(source, config.identity_from)
+        parts = _parts(source.path, config.max_clip_s) if source.member is None else [_WHOLE]
         for index, (start_s, end_s) in enumerate(parts):
             suffix = f"-{index:03d}" if len(parts) > 1 else ""
             text = f"{source.sha256}|{settings}|{start_s}|{end_s}"
@@ -90,8 +136,9 @@ def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict
                 {
                     "key": hashlib.sha256(text.encode()).hexdigest()[:16],
                     "path": str(source.path),
-                    "clip_id": f"{_slug(source.path.stem)}-{source.sha256[:8]}{suffix}",
-                    "source_uri": str(source.path),
+                    "member": source.member,
+                    "clip_id": f"{_slug(name.stem)}-{source.sha256[:8]}{suffix}",
+                    "source_uri": source.uri,
                     "source_sha256": source.sha256,
                     "identity_id": identity,
                     "split": split_of(identity, config.val_fraction),
@@ -110,7 +157,7 @@ def split_of(identity: str, val_fraction: float) -> str:
 
 def _parts(path: Path, max_clip_s: float) -> list[tuple[float, float | None]]:
     """Return (start, end) in seconds of equal parts; the whole file is [(0, None)]."""
-    whole: list[tuple[float, float | None]] = [(0.0, None)]
+    whole = [_WHOLE]
     if is_photo(path):
         return whole
     try:
@@ -125,12 +172,24 @@ def _parts(path: Path, max_clip_s: float) -> list[tuple[float, float | None]]:
     return [(start, end) for start, end in zip(cuts, [*cuts[1:], None], strict=True)]
 
 
-def _identity(path: Path, origin: str) -> str:
-    return _slug(path.parent.name if origin == "folder" else path.stem)
+def _identity(source: Source, origin: str) -> str:
+    if origin == "label":
+        if source.label is None:
+            raise InputError(f"identity_from=label: {source.uri} has no class in a dataset.json")
+        return f"class-{source.label:05d}"
+    path = source.path if source.member is None else Path(source.member)
+    if origin == "folder":
+        # A photo at the top of a zip is in the "folder" of the zip's name.
+        return _slug(path.parent.name or source.path.stem)
+    return _slug(path.stem)
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "clip"
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip" and path.is_file()
 
 
 def _is_media(path: Path) -> bool:
@@ -148,6 +207,10 @@ def _non_empty(text: str, paths: Iterable[Path]) -> set[Path]:
 def _nearest_folder(path: Path) -> str:
     parent = next((p for p in path.absolute().parents if p.is_dir()), None)
     return f"; {parent} exists, it has no {path.name}" if parent == path.absolute().parent else ""
+
+
+def _member_sha256(photos: ZipPhotos, name: str) -> str:
+    return hashlib.sha256(photos.read(name)).hexdigest()
 
 
 def _sha256(path: Path) -> str:
