@@ -29,11 +29,14 @@ def run(config: EvaluateConfig, job: JobRun) -> dict[str, Any]:
 
     config = _absolute(config)
     evaluated, work = Evaluated(config), job.output("work")
-    places = {REAL: config.real_features or work}
+    real_place = config.real_features or work
     units = _plan(evaluated)
-    _make(config, job, [u for k in units if k != REAL for u in units[k]], work)
-    _make(config, job, units.get(REAL, []), places[REAL])
-    metrics, pictures = _summarise(evaluated, units, work, places[REAL])
+    by_place: dict[str, list[dict[str, Any]]] = {}
+    for kind in units:
+        by_place.setdefault(real_place if kind == REAL else work, []).extend(units[kind])
+    for place, some in by_place.items():
+        _make(config, job, some, place)
+    metrics, pictures = _summarise(evaluated, units, work, real_place)
     uri = job.output("evaluation")
     _write(config, job, uri, units, metrics, pictures)
     write_manifest(
@@ -96,8 +99,6 @@ def _make(
     from nfs.artifacts import Store
     from nfs.runtime import run_units
 
-    if not units:
-        return
     size = {unit["key"]: unit["stop"] - unit["start"] for unit in units}
     with job.progress(sum(size.values()), unit="images") as bar:
         make_work = functools.partial(EvaluateUnit, config.tree())

@@ -20,7 +20,7 @@ from nfs.stylenerf.spec import CameraPrior
 VIEW_YAWS = (0.0, 0.5, 1.0)
 MIDDLE_VIEW = 1
 _ORBIT_PITCH = 0.25
-_SHOWN_DEPTH = 0.6
+_NEAREST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,13 @@ def quantised(images: Tensor) -> Tensor:
 def depth_levels(depth: Tensor, depth_range: tuple[float, float]) -> Tensor:
     """Turn depths `[B, 1, h, w]` into uint8 greys `[B, 1, h, w]`.
 
-    Near is white; black begins beyond the middle of the range, where no surface of a head is.
+    The nearest surface of each map is white, half of the depth range behind it is black.
     """
     near, far = depth_range
-    black = near + _SHOWN_DEPTH * (far - near)
-    return ((black - depth) / (black - near) * 255).round().clamp(0, 255).to(torch.uint8)
+    span = 0.5 * (far - near)
+    first = depth.flatten(1).float().quantile(_NEAREST_SHARE, dim=1).clamp_max(far - span)
+    levels = 1 - (depth - first[:, None, None, None]) / span
+    return (levels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _repeated(subject: Subject, count: int) -> Subject:
