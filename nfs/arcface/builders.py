@@ -81,15 +81,7 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         change=partial(augment, settings=config.augment) if _changes(config) else None,
         resize=isinstance(config.data, FolderFaces | ParquetFaces) and config.data.resize,
     )
-    settings = LoopSettings(
-        total_samples=min(total, config.max_samples or total),
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        seed=config.seed,
-        loader=config.loader,
-    )
+    settings = LoopSettings.from_config(config, min(total, config.max_samples or total))
     return dict(train(task, dataset, settings, context))
 
 

@@ -198,6 +198,23 @@ class TrainingConfig(JobConfig):
 
     loader: LoaderConfig = LoaderConfig()
     """Who reads the training items."""
+    batch_size: int = Field(ge=1)
+    """Samples per step over all workers."""
+    log_every: int = Field(ge=1)
+    """Samples between points of the loss curves."""
+    evaluate_every: int = Field(ge=1)
+    """Samples between evaluations."""
+    checkpoint_every: int = Field(ge=1)
+    """Samples between saved states."""
+
+    @model_validator(mode="after")
+    def _intervals(self) -> Self:
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every={self.checkpoint_every} is not a multiple of "
+                f"log_every={self.log_every}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _loader(self) -> Self:

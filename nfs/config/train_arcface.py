@@ -293,11 +293,6 @@ class TrainArcfaceConfig(TrainingConfig):
                 f"batch_size={self.batch_size} gives less than 2 images per worker and "
                 "micro-batch; BatchNorm needs two"
             )
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} is not a multiple of "
-                f"log_every={self.log_every}"
-            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} is not below {self.epochs} epochs"

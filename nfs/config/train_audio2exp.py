@@ -147,15 +147,6 @@ class TrainAudio2expConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
-    def _intervals(self) -> Self:
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} is not a multiple of "
-                f"log_every={self.log_every}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _noise_range(self) -> Self:
         if self.data.augment.min_snr_db > self.data.augment.max_snr_db:
             raise ValueError("data.augment.min_snr_db is above data.augment.max_snr_db")

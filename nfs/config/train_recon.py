@@ -215,11 +215,6 @@ class TrainReconConfig(TrainingConfig):
             raise ValueError(
                 f"batch_size={self.batch_size} is not divisible by launch.num_workers={workers}"
             )
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} is not a multiple of "
-                f"log_every={self.log_every}"
-            )
         return self
 
     @model_validator(mode="after")

@@ -296,10 +296,15 @@ class TrainStylenerfConfig(TrainingConfig):
                 f"{per_pass} images per worker and pass are not a multiple of "
                 f"discriminator.mbstd_group_size={group}"
             )
-        if self.checkpoint_every % self.log_every:
+        return self
+
+    @model_validator(mode="after")
+    def _one_image(self) -> Self:
+        dual = self.discriminator.dual_discriminator or self.discriminator.dual_input_ratio
+        if self.augment is not None and dual:
             raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} is not a multiple of "
-                f"log_every={self.log_every}"
+                "augment distorts the image alone, which would tell it from the low-resolution "
+                "image of a dual discriminator; set augment=null"
             )
         return self
 

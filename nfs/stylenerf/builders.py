@@ -71,15 +71,7 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         evaluator=build_evaluator(config, dataset, context),
         initial_ema=initial_ema,
     )
-    settings = LoopSettings(
-        total_samples=config.total_samples,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        seed=config.seed,
-        loader=config.loader,
-    )
+    settings = LoopSettings.from_config(config, config.total_samples)
     return dict(train(task, dataset, settings, context))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from nfs.config.base import LoaderConfig
+from nfs.config.base import LoaderConfig, TrainingConfig
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.memory import peak_memory
@@ -45,6 +45,19 @@ class LoopSettings:
     evaluate_every: int
     seed: int = 0
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    @classmethod
+    def from_config(cls, config: TrainingConfig, total_samples: int) -> LoopSettings:
+        """Return the clock of a job that trains for `total_samples`."""
+        return cls(
+            total_samples=total_samples,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            evaluate_every=config.evaluate_every,
+            seed=config.seed,
+            loader=config.loader,
+        )
 
 
 def train(

@@ -244,12 +244,18 @@ def test_base_is_the_published_model(repository):
         ("growth.end_kimg=1", "end_kimg is below start_kimg"),
         ("generator.depth_range=[2, 1]", "near < far"),
         ("loss.path_pixels=65", r"path_pixels=65 exceeds 64 px"),
-        ("micro_batch=6", "4 images per worker and pass|multiple of discriminator"),
+        ("discriminator.dual_input_ratio=2", "augment distorts the image alone"),
     ],
 )
 def test_bad_settings_are_named(repository, override, message):
     path: Path = repository / "jobs/configs/train_stylenerf/base.yaml"
     with pytest.raises(ConfigError, match=message):
         TrainStylenerfConfig.load(
-            path, ["launch.num_workers=1", "discriminator.mbstd_group_size=4", override]
+            path,
+            [
+                "launch.num_workers=1",
+                "discriminator.mbstd_group_size=4",
+                "augment={kind: fixed}",
+                override,
+            ],
         )

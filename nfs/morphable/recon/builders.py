@@ -68,15 +68,7 @@ def train_regressor(
         data=data,
         facts=facts,
     )
-    settings = LoopSettings(
-        total_samples=config.total_samples,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        seed=config.seed,
-        loader=config.loader,
-    )
+    settings = LoopSettings.from_config(config, config.total_samples)
     return dict(train(task, dataset, settings, context))
 
 
