@@ -99,6 +99,33 @@ def artifact_verify(path: str) -> None:
     print("intact")
 
 
+@artifact_app.command("export-zip")
+def artifact_export_zip(
+    clips: str,
+    target: Path,
+    resolution: Annotated[int, typer.Option(help="Pixels per side, a power of two.")] = 256,
+    fits: Annotated[str | None, typer.Option(help="Fits of CLIPS: camera labels.")] = None,
+    split: str | None = None,
+    max_frames_per_clip: int | None = None,
+) -> None:
+    """Write the frames of CLIPS as TARGET (.zip) with dataset.json, as StyleGAN programs read."""
+    from nfs.artifacts.export_photos import export_zip
+    from nfs.stylenerf.camera_labels import camera_labels
+
+    done = export_zip(
+        clips,
+        target,
+        resolution=resolution,
+        labels=None if fits is None else camera_labels(fits),
+        split=split,
+        max_frames_per_clip=max_frames_per_clip,
+    )
+    kind = "identities" if fits is None else "cameras"
+    print(f"{done.num_photos} photos of {done.num_identities} identities, labels: {kind}")
+    if done.num_without_label:
+        print(f"{done.num_without_label} frames without a good fit left out")
+
+
 @artifact_app.command("check-images")
 def artifact_check_images(path: str, center_crop: bool = False) -> None:
     """Decode every image of PATH (folder, zip, parquet, clips); print the bad ones, exit 1."""

@@ -49,7 +49,7 @@ def test_an_error_in_an_actor_ends_the_stream_with_its_message():
         batches(ON_RAY, range(0, 8 * 40, 8), PickyDataset(bad=order[0]))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(580)
 def test_training_resumes_with_the_same_numbers(tmp_path):
     def fit(name: str, loader: LoaderConfig, **tree):
         directory: Path = tmp_path / name
