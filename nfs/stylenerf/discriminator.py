@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfs.stylenerf.discriminator_head import CAMERA_SIZES, CameraHead, LabelMapping
-from nfs.stylenerf.layers import EqualConv2d, EqualLinear, minibatch_std
+from nfs.stylenerf.layers import EqualConv2d, EqualLinear, at_least_single, minibatch_std
 from nfs.stylenerf.resampling import fir_downsample
 from nfs.stylenerf.spec import DiscriminatorSpec
 
@@ -117,14 +117,18 @@ class DiscriminatorEpilogue(nn.Module):
             condition: Weights of the output channels `[B, cmap_features]` (projection
                 discriminator, Miyato & Koyama 2018), or None.
         """
-        if self.from_rgb is not None:
-            assert image is not None
-            x = x + self.from_rgb(image)
-        x = minibatch_std(x, group_size=self.group_size, num_channels=self.num_channels)
-        logits: Tensor = self.out(self.fc(self.conv(x).flatten(1)))
-        if condition is None:
-            return logits
-        return (logits * condition).sum(dim=1, keepdim=True) / math.sqrt(condition.shape[1])
+        # Statistics over samples and the logits themselves need single precision.
+        with torch.autocast(x.device.type, enabled=False):
+            x = at_least_single(x)
+            if self.from_rgb is not None:
+                assert image is not None
+                x = x + self.from_rgb(at_least_single(image))
+            x = minibatch_std(x, group_size=self.group_size, num_channels=self.num_channels)
+            logits: Tensor = self.out(self.fc(self.conv(x).flatten(1)))
+            if condition is None:
+                return logits
+            weighted = (logits * at_least_single(condition)).sum(dim=1, keepdim=True)
+            return weighted / math.sqrt(condition.shape[1])
 
 
 class Discriminator(nn.Module):

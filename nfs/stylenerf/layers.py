@@ -28,6 +28,11 @@ def scaled_lrelu(x: Tensor, *, gain: float = 1.0, clamp: float | None = None) ->
     return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Return half and bfloat16 numbers as float32; others stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def normalize_second_moment(x: Tensor) -> Tensor:
     """Scale each row of `[B, C]` to a mean square of 1."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
@@ -67,21 +72,21 @@ def modulated_conv(
         x = torch.bmm(matrix, x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
         return fir_upsample(x) if up else x
     ones = (1,) * (weight.ndim - 2)
-    energy = weight.square().flatten(2).sum(dim=2)
-    factor = (styles.square() @ energy.T + 1e-8).rsqrt()
-    if scale is not None:
-        factor = factor * scale
-    with torch.no_grad():
-        largest = styles.abs().amax(dim=1, keepdim=True).clamp_min(1e-8)
-        norm = energy.sum(dim=1).sqrt().clamp_min(1e-8)
+    with torch.autocast(x.device.type, enabled=False):
+        energy = at_least_single(weight).square().flatten(2).sum(dim=2)
+        norm = energy.detach().sum(dim=1).sqrt().clamp_min(1e-8)
+        styles = at_least_single(styles)
+        largest = styles.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-8)
+        factor = (styles.square() @ energy.T + 1e-8).rsqrt() * (largest * norm)
+        factor = factor if scale is None else factor * scale
     weight = weight / norm.reshape(-1, 1, *ones)
-    x = x * (styles / largest).reshape(*styles.shape, *ones)
+    x = x * (styles / largest).reshape(*styles.shape, *ones).to(x.dtype)
     if up:
         x = conv2d_up(x, weight)
     else:
         convolve = F.conv2d if weight.ndim == 4 else F.conv3d
         x = convolve(x, weight, padding=weight.shape[-1] // 2)
-    return x * (factor * largest * norm).reshape(*factor.shape, *ones)
+    return x * factor.reshape(*factor.shape, *ones).to(x.dtype)
 
 
 class EqualLinear(nn.Module):
@@ -112,9 +117,11 @@ class EqualLinear(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., in_features]` to `[..., out_features]`."""
-        x = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
-        return scaled_lrelu(x) if self.activation == "lrelu" else x
+        """Map `[..., in_features]` to `[..., out_features]`, in single precision at least."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = at_least_single(x)
+            x = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+            return scaled_lrelu(x) if self.activation == "lrelu" else x
 
 
 def style_affine(w_dim: int, channels: int) -> EqualLinear:
@@ -185,7 +192,7 @@ class EqualConv2d(nn.Module):
         weight = self.scaled_weight()
         if self.up and double:
             x = conv2d_up(x, weight)
-            x = x if self.bias is None else x + self.bias[:, None, None]
+            x = x if self.bias is None else x + self.bias[:, None, None].to(x.dtype)
         elif self.down:
             x = conv2d_down(x, weight, self.bias)
         else:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nfs.stylenerf.layers import EqualConv2d, modulated_conv, scaled_lrelu, style_affine
+from nfs.stylenerf.layers import (
+    EqualConv2d,
+    at_least_single,
+    modulated_conv,
+    scaled_lrelu,
+    style_affine,
+)
 from nfs.stylenerf.resampling import fir_upsample
 from nfs.stylenerf.upsampling import build_upsampling, double_bilinear, doubles_image_bilinearly
 
@@ -158,8 +164,8 @@ class SynthesisLayer(nn.Module):
             x = self.upsample(x)
         if self.noise_strength is not None and double:
             noise_map = layer_noise(noise, x, self.noise_const, training=self.training)
-            x = x + noise_map * self.noise_strength
-        bias = self.bias.reshape(-1, *(1,) * (x.ndim - 2))
+            x = x + (noise_map * self.noise_strength).to(x.dtype)
+        bias = self.bias.reshape(-1, *(1,) * (x.ndim - 2)).to(x.dtype)
         return scaled_lrelu(x + bias, gain=self.gain, clamp=self.clamp)
 
 
@@ -289,14 +295,17 @@ class SynthesisBlock(nn.Module):
         if image is not None and double:
             image = self._doubled(image)
         if self.to_rgb is not None:
-            colour = self.to_rgb(x, next(rows))
+            colour = at_least_single(self.to_rgb(x, next(rows)))
             image = colour if image is None else image + colour
         return x, image
 
     def _doubled(self, image: Tensor) -> Tensor:
-        if image.ndim == 5:
-            return _double_trilinear(image)
-        return double_bilinear(image) if self.image_bilinear else fir_upsample(image)
+        # The image is a running sum over blocks: single precision also where features have half.
+        with torch.autocast(image.device.type, enabled=False):
+            image = at_least_single(image)
+            if image.ndim == 5:
+                return _double_trilinear(image)
+            return double_bilinear(image) if self.image_bilinear else fir_upsample(image)
 
 
 def _double_trilinear(x: Tensor) -> Tensor:
