@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from nfs.stylenerf.augment_filters import (
     NUM_BANDS,
     band_filters,
-    downsample_valid,
     filter_each,
     resampling_taps,
-    upsample,
+    sample_at,
 )
+from nfs.stylenerf.resampling import downsample2d, upsample2d
 
 _BLIT = ("xflip", "rotate90", "xint")
 _GEOMETRY = ("scale", "rotate", "aniso", "xfrac")
@@ -264,14 +264,13 @@ def _warp(x: Tensor, inverse: Tensor, taps: Tensor) -> Tensor:
     left, right, top, bottom = _margins(inverse, height, width, edge)
     x = F.pad(x, (left, right, top, bottom), mode="reflect")
     inverse = _shift((left - right) / 2, (top - bottom) / 2) @ inverse
-    x = upsample(x, taps)
+    x = upsample2d(x, taps)
     inverse = _zoom(2, 2) @ inverse @ _zoom(0.5, 0.5)
     inverse = _shift(-0.5, -0.5) @ inverse @ _shift(0.5, 0.5)
     size = (len(x), 3, (height + 2 * edge) * 2, (width + 2 * edge) * 2)
     inverse = _zoom(2 / x.shape[3], 2 / x.shape[2]) @ inverse @ _zoom(size[3] / 2, size[2] / 2)
     grid = F.affine_grid(inverse[:, :2].to(x.device), list(size), align_corners=False)
-    x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return downsample_valid(x, taps)
+    return downsample2d(sample_at(x, grid), taps, padding=-2 * edge, flip=True)
 
 
 def _margins(inverse: Tensor, height: int, width: int, edge: int) -> list[int]:

@@ -1,14 +1,17 @@
-"""Wavelet filters of the augmentation pipeline and resampling with them.
+"""Wavelet filters of the augmentation pipeline, and its sampling with all derivatives.
 
 Taps are those of the symlets sym6 and sym2 (Daubechies 1992, ch. 8). Use: spec/stylenerf.md 2.9.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from nfs.stylenerf.resampling import fir_taps
 
 _SYM6 = (
     *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057),
@@ -23,8 +26,7 @@ NUM_BANDS = 4
 
 def resampling_taps() -> Tensor:
     """Return the low-pass filter of geometric transforms `[12]`, with sum 1."""
-    taps = torch.tensor(_SYM6, dtype=torch.float64)
-    return (taps / taps.sum()).float()
+    return fir_taps(_SYM6)
 
 
 def band_filters() -> Tensor:
@@ -51,23 +53,6 @@ def _dilated(taps: np.ndarray) -> np.ndarray:
     return wide
 
 
-def upsample(x: Tensor, taps: Tensor) -> Tensor:
-    """Double the size of `[B, C, H, W]` with the 12 `taps` along both axes."""
-    channels, edge = x.shape[1], len(taps) // 2 - 1
-    kernel = (2 * taps).expand(channels, 1, 1, -1)
-    x = F.conv_transpose2d(x, kernel, stride=(1, 2), padding=(0, edge), groups=channels)
-    kernel = kernel.transpose(2, 3)
-    return F.conv_transpose2d(x, kernel, stride=(2, 1), padding=(edge, 0), groups=channels)
-
-
-def downsample_valid(x: Tensor, taps: Tensor) -> Tensor:
-    """Map `[B, C, 2H + 12, 2W + 12]` to `[B, C, H, W]`, the adjoint phase of `upsample`."""
-    channels = x.shape[1]
-    kernel = taps.expand(channels, 1, 1, -1)
-    x = F.conv2d(x[:, :, 1:-1, 1:-1], kernel, stride=(1, 2), groups=channels)
-    return F.conv2d(x, kernel.transpose(2, 3), stride=(2, 1), groups=channels)
-
-
 def filter_each(x: Tensor, taps: Tensor) -> Tensor:
     """Filter image b of `[B, C, H, W]` with `taps[b]` (`[B, odd]`) along both axes, reflecting.
 
@@ -83,3 +68,42 @@ def filter_each(x: Tensor, taps: Tensor) -> Tensor:
     x = F.conv2d(x, kernel, groups=batch * channels)
     x = F.conv2d(x, kernel.transpose(2, 3), groups=batch * channels)
     return x.reshape(batch, channels, height, width)
+
+
+def sample_at(x: Tensor, grid: Tensor) -> Tensor:
+    """Read `[B, C, H, W]` at a constant `grid [B, h, w, 2]` in [-1, 1]: bilinear, zeros outside.
+
+    Linear in `x`, so its derivatives of any order are itself and its adjoint; torch's own second
+    derivative of `grid_sample` does not exist on every device and version.
+    """
+    sampled: Tensor = _Sample.apply(x, grid)  # type: ignore[no-untyped-call]
+    return sampled
+
+
+class _Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.size = x.shape
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (grid,) = ctx.saved_tensors
+        return _Adjoint.apply(gradient, grid, ctx.size), None  # type: ignore[no-untyped-call]
+
+
+class _Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, grid: Tensor, size: torch.Size) -> Tensor:
+        ctx.save_for_backward(grid)
+        # 0, 0, False: bilinear, zeros, not corner aligned; of `x` only the size matters here.
+        spread: Tensor = torch.ops.aten.grid_sampler_2d_backward(
+            y.contiguous(), y.new_empty(size), grid, 0, 0, False, (True, False)
+        )[0]
+        return spread
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (grid,) = ctx.saved_tensors
+        return _Sample.apply(gradient, grid), None, None  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nfs.stylenerf.augment import OPERATIONS, SETS, AugmentPipe
-from nfs.stylenerf.augment_filters import band_filters
+from nfs.stylenerf.augment_filters import band_filters, sample_at
 from tests.parity.stylenerf_augment_checks import Percentile, augment
 from tests.parity.stylenerf_recording import Report
 
@@ -49,6 +49,18 @@ def test_everything_is_differentiable_twice():
     numeric = (slopes[0] - slopes[1]) / 0.2
     assert torch.allclose(second, numeric, atol=1e-4 * float(numeric.abs().max()))
     assert second.abs().max() > 0
+
+
+def test_sampling_has_torchs_derivatives():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.double, requires_grad=True)
+    grid = torch.rand(2, 4, 7, 2, dtype=torch.double) * 2.4 - 1.2
+    plain = torch.nn.functional.grid_sample(x, grid, align_corners=False)
+    assert torch.equal(sample_at(x, grid), plain)
+    weight = torch.randn_like(plain)
+    first = torch.autograd.grad((sample_at(x, grid) * weight).sum(), x)[0]
+    assert torch.equal(first, torch.autograd.grad((plain * weight).sum(), x)[0])
+    assert torch.autograd.gradgradcheck(lambda x: sample_at(x, grid) ** 2, x)
 
 
 def test_a_linear_penalty_of_the_gradient_trains_the_discriminator():
