@@ -27,7 +27,8 @@ def positional_encoding(points: Tensor, num_frequencies: int) -> Tensor:
 
 def gaussian_encoding(points: Tensor, frequencies: Tensor) -> Tensor:
     """Encode `[..., D]` with random `frequencies [D, F]` as `[..., 2 F]`: sines, then cosines."""
-    angles = (math.pi * points) @ frequencies
+    with torch.autocast(points.device.type, enabled=False):
+        angles = (math.pi * points) @ frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -17,13 +17,13 @@ from nfs.geometry.rays import camera_rays, corner_pixel_grid, pixel_grid
 from nfs.geometry.volume import scene_depths
 from nfs.pretrained import load_original
 from nfs.stylenerf import Discriminator, Generator, RenderOptions
-from nfs.stylenerf.cameras import drawn_cameras, prior_cameras, uniform_cameras
+from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
 from nfs.stylenerf.original import generator_name
 from tests.parity.replay import Check
 from tests.parity.stylenerf_augment_checks import augment
 from tests.parity.stylenerf_frame_checks import deformation, frame
 from tests.parity.stylenerf_phase_checks import train_phases
-from tests.parity.stylenerf_recording import Recording, Report
+from tests.parity.stylenerf_recording import Recording, Report, recorded_cameras
 from tests.parity.stylenerf_snapshot_checks import snapshots
 from tests.parity.stylenerf_unit_checks import units
 from tests.parity.stylenerf_variant_checks import field_operators, variants
@@ -114,22 +114,12 @@ def _latents_and_cameras(report: Report, generator: Generator, recording: Record
     found["camera_tensor_force_uniform"] = uniform
     found["camera_tensor"] = prior_cameras(prior, u, v, middle) if prior.gaussian else uniform
     tape = recording.draws("inference/camera_random_tape")
-    if prior.gaussian:
-        u, v = tape["camera_u_standard_normal"], tape["camera_v_standard_normal"]
-    else:
-        u = _fraction(tape["camera_u"], prior.yaw_rad)
-        v = _fraction(tape["camera_v"], prior.pitch_rad)
-    drawn = drawn_cameras(prior, u, v, tape["camera_radius_uniform"])
+    drawn = recorded_cameras(prior, tape)
     found["camera_random"] = drawn.cam2world.float()
     position = drawn.position.float()
     report.compare("camera_random_position", position, get("camera_random/2"), MODULE)
     for name, cameras in found.items():
         report.compare(name, cam2world_to_rt(cameras), get(f"{name}/1"), MODULE)
-
-
-def _fraction(values: Tensor, limits: tuple[float, float]) -> Tensor:
-    low, high = limits
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
 def _images(report: Report, generator: Generator, recording: Recording, image_bound: float) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from nfs.stylenerf import Discriminator, Generator
-from nfs.stylenerf.cameras import prior_cameras, uniform_cameras
 from nfs.stylenerf.generator import Rendering
 from nfs.stylenerf.latents import FakeInputs
 from nfs.stylenerf.original import generator_name
@@ -29,10 +28,11 @@ from nfs.stylenerf.phases import (
 )
 from nfs.stylenerf.rendering import RenderDraws
 from nfs.stylenerf.settings import GanSettings
-from tests.parity.stylenerf_recording import Recording, Report
+from tests.parity.stylenerf_recording import Recording, Report, recorded_cameras
 
 LOSS, PATH_LENGTH_LOSS, GRADIENT, BUFFER = 1e-4, 3e-4, 1e-2, 1e-5
 _MIXING_PROBABILITY = 0.9
+_NOISE = "plane_layer_noise_"
 
 
 @dataclass(frozen=True)
@@ -131,25 +131,25 @@ def _render(
     case: _Case, G: Generator, settings: GanSettings, tape: dict[str, Tensor]
 ) -> tuple[FakeInputs, Rendering]:
     count = len(tape["camera_radius_uniform"])
-    prior = G.spec.cameras
-    make = prior_cameras if prior.gaussian else uniform_cameras
-    suffix = "_standard_normal" if prior.gaussian else ""
-    u, v = tape[f"camera_u{suffix}"], tape[f"camera_v{suffix}"]
+    drawn = recorded_cameras(G.spec.cameras, tape)
     mixed = float(tape["mixing_uniform"]) < _MIXING_PROBABILITY
-    coarse, importance = tape["sigma_noise_coarse"], tape["importance_uniform"]
+    coarse, importance = tape["sigma_noise_coarse"], tape.get("importance_uniform")
+    noises = sorted((k for k in tape if k.startswith(_NOISE)), key=lambda k: int(k[len(_NOISE) :]))
     inputs = FakeInputs(
         z=case.tensor("gen_z")[:count],
-        cam2world=make(prior, u, v, tape["camera_radius_uniform"]).float(),
-        background_code=tape["z_shape_bg"],
-        position=torch.zeros(count, 3),
+        cam2world=drawn.cam2world.float(),
+        background_code=tape["z_shape_bg"] if G.background_dim else torch.zeros(count, 0),
+        position=drawn.position.float(),
         mixing=(tape["mixing_z"], int(tape["mixing_cutoff"])) if mixed else None,
         draws=RenderDraws(
             depth_jitter=tape["depth_jitter_fg_uniform"],
             sigma_noise_coarse=coarse,
-            importance=importance.reshape(coarse.shape),
-            sigma_noise_fine=tape["sigma_noise_fine"],
+            importance=None if importance is None else importance.reshape(coarse.shape),
+            sigma_noise_fine=tape.get("sigma_noise_fine"),
             background_jitter=tape.get("depth_jitter_bg_uniform"),
             sigma_noise_background=tape.get("sigma_noise_bg"),
+            layer_noise=tuple(tape[name] for name in noises) or None,
+            roll=tape.get("roll_standard_normal"),
             path_offsets=tape.get("reg_pixel_offset_uniform"),
         ),
     )

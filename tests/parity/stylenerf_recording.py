@@ -1,12 +1,16 @@
 """Recordings of the original StyleNeRF, and a report of errors against them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nfs.stylenerf.cameras import CameraDraw, drawn_cameras
+from nfs.stylenerf.spec import CameraPrior
 from tests.parity.replay import Check, check
 
 
@@ -50,3 +54,18 @@ class Recording:
 
     def draws(self, tape: str) -> dict[str, Tensor]:
         return {entry["use"]: self.tensors[entry["tensor"]] for entry in self.tapes[tape]}
+
+
+def recorded_cameras(prior: CameraPrior, tape: Mapping[str, Tensor]) -> CameraDraw:
+    """Return the cameras of recorded draws: standard normals, or values in the prior's ranges."""
+    if prior.gaussian:
+        u, v = tape["camera_u_standard_normal"], tape["camera_v_standard_normal"]
+    else:
+        u = _fraction(tape["camera_u"], prior.yaw_rad)
+        v = _fraction(tape["camera_v"], prior.pitch_rad)
+    return drawn_cameras(prior, u, v, tape["camera_radius_uniform"])
+
+
+def _fraction(values: Tensor, limits: tuple[float, float]) -> Tensor:
+    low, high = limits
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
