@@ -38,6 +38,13 @@ class FitsSource(Config):
     """Exaggeration of the motion around the clip's neutral."""
 
 
+class StillFace(Config):
+    """The face as it is and no sound: a preview with `pose.kind=orbit`."""
+
+    kind: Literal["still"] = "still"
+    """Tag."""
+
+
 class FixedPose(Config):
     """The camera of the portrait, bit-constant."""
 
@@ -54,6 +61,19 @@ class SwayPose(Config):
     """Largest turn to each side, degrees."""
     period_s: float = Field(5.0, gt=0)
     """Duration of one swing, seconds."""
+
+
+class OrbitPose(Config):
+    """An ellipse about the portrait's camera."""
+
+    kind: Literal["orbit"] = "orbit"
+    """Tag."""
+    yaw_deg: float = Field(17.0, ge=0, le=180)
+    """Half axis to the sides, degrees."""
+    pitch_deg: float = Field(6.0, ge=0, le=45)
+    """Half axis up and down, degrees."""
+    period_s: float = Field(4.0, gt=0)
+    """Duration of one turn, seconds."""
 
 
 class WorldLocked(Config):
@@ -94,15 +114,17 @@ class RenderConfig(JobConfig):
     """Root of `jobs.render`."""
 
     identity: str
-    """Artifact of `jobs.invert`."""
+    """Artifact of `jobs.invert`; for `expression.kind=still` also a StyleNeRF checkpoint."""
     speech: str | None = None
     """Sound file, or a video whose sound is used; required for `expression.kind=audio2exp`."""
-    expression: Annotated[SpeechSource | FitsSource, Field(discriminator="kind")]
+    expression: Annotated[SpeechSource | FitsSource | StillFace, Field(discriminator="kind")]
     """What moves the face."""
     model: str = "open_head"
     """Face model of the fit: `open_head` or a path to a BFM file."""
-    pose: Annotated[FixedPose | SwayPose, Field(discriminator="kind")] = FixedPose()
+    pose: Annotated[FixedPose | SwayPose | OrbitPose, Field(discriminator="kind")] = FixedPose()
     """Camera of the frames."""
+    subjects: int = Field(4, ge=1, le=32)
+    """Faces of a checkpoint shown side by side (`expression.kind=still`)."""
     warp: Annotated[WorldLocked | Original, Field(discriminator="kind")] = WorldLocked()
     """How ray samples follow the face."""
     mouth_interior: Literal["darken", "none"] = "darken"
@@ -130,6 +152,11 @@ class RenderConfig(JobConfig):
     def _consistent(self) -> Self:
         if self.expression.kind == "audio2exp" and self.speech is None:
             raise ValueError("speech is required when expression.kind=audio2exp")
+        if self.expression.kind == "still":
+            if self.pose.kind != "orbit":
+                raise ValueError("expression.kind=still needs pose.kind=orbit: nothing would move")
+            if self.speech is not None:
+                raise ValueError("speech has no effect when expression.kind=still")
         if self.smoothing_window and self.smoothing_window % 2 == 0:
             raise ValueError(f"smoothing_window={self.smoothing_window} must be odd (or 0)")
         if self.output_size_px is not None and self.output_size_px % 2:

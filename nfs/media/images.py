@@ -106,9 +106,9 @@ def image_grid(
     """
     if not images:
         raise ValueError("image_grid needs at least one image")
-    count = _columns(len(images)) if columns is None else min(columns, len(images))
-    rows = -(-len(images) // count)
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    count = min(columns or _columns(len(images), width / height), len(images))
+    rows = -(-len(images) // count)
     step_y, step_x = height + gap_px, width + gap_px
     sheet = np.full((rows * step_y - gap_px, count * step_x - gap_px, 3), _BACKGROUND, np.uint8)
     for index, image in enumerate(images):
@@ -118,10 +118,10 @@ def image_grid(
     return sheet
 
 
-def _columns(num_images: int) -> int:
-    """Return the number of columns of a sheet that is at most twice as wide as high."""
-    square = int(np.ceil(np.sqrt(num_images)))
-    widest = max(square, int(np.sqrt(2 * num_images)))
+def _columns(num_images: int, aspect: float) -> int:
+    """Return the number of columns of a sheet that is at most about twice as wide as high."""
+    square = int(np.ceil(np.sqrt(num_images / aspect)))
+    widest = max(square, int(np.sqrt(2 * num_images / aspect)))
     return min(range(square, widest + 1), key=lambda count: (-num_images % count, count))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfs.artifacts import Store, read_manifest, write_manifest
+from nfs.artifacts.manifest import MANIFEST
 from nfs.config.base import tree_hash
 from nfs.config.render import FitsSource, RenderConfig
 from nfs.talker.expressions import correlation
@@ -38,7 +39,7 @@ def fingerprint(config: RenderConfig, plan: FramePlan) -> str:
 
 def finished_metrics(uri: str, mark: str) -> dict[str, float] | None:
     """Return the metrics of a complete artifact with this fingerprint, else None."""
-    if not Store(uri).exists("manifest.json"):
+    if not Store(uri).exists(MANIFEST):
         return None
     extra = read_manifest(uri, kind="render").extra
     return dict(extra["metrics"]) if extra.get("fingerprint") == mark else None
@@ -72,19 +73,24 @@ def parents(config: RenderConfig) -> list[str]:
 
 def video_style(config: RenderConfig, resolution_px: int) -> VideoStyle:
     """Return size and disclosure of the video."""
-    comment = None
-    if config.watermark != "none":
-        facts = {
-            "note": "synthetic: rendered by nfs, not a recording",
-            "identity": read_manifest(config.identity).id,
-        }
-        comment = json.dumps(facts)
     return VideoStyle(
         fps=config.fps,
         size_px=config.output_size_px or resolution_px,
         watermark=config.watermark == "visible",
-        comment=comment,
+        comment=disclosure(config),
     )
+
+
+def disclosure(config: RenderConfig) -> str | None:
+    """Return the comment of the video files, if they have one."""
+    if config.watermark == "none":
+        return None
+    known = Store(config.identity).exists(MANIFEST)
+    facts = {
+        "note": "synthetic: rendered by nfs, not a recording",
+        "identity": read_manifest(config.identity).id if known else config.identity,
+    }
+    return json.dumps(facts)
 
 
 def finish(

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from nfs.audio.builders import load_checkpoint
-from nfs.config.render import Original, RenderConfig, SpeechSource, SwayPose, WorldLocked
+from nfs.config.render import (
+    FitsSource,
+    FixedPose,
+    OrbitPose,
+    Original,
+    RenderConfig,
+    SpeechSource,
+    WorldLocked,
+)
 from nfs.errors import ArtifactError
 from nfs.inversion.identity import Identity, load_identity
 from nfs.morphable.loading import load_model
@@ -25,7 +33,7 @@ from nfs.talker.expressions import (
 from nfs.talker.face import PortraitFace, tan_half_fov
 from nfs.talker.mouth import MouthInterior, mouth_opening
 from nfs.talker.plan import FramePlan
-from nfs.talker.plane import turn_cameras
+from nfs.talker.plane import circle_cameras, turn_cameras
 from nfs.talker.renderer import FrameRenderer, Look, OriginalWarpSettings, Portrait
 from nfs.talker.speech import MODEL_RATE_HZ, Speech, load_speech
 
@@ -144,6 +152,7 @@ def _expressions(config: RenderConfig, inputs: Inputs) -> Tensor:
             drive=drive,
         )
     else:
+        assert isinstance(source, FitsSource)
         track = from_fits(
             source.fits,
             source.clip_id,
@@ -162,8 +171,20 @@ def _expressions(config: RenderConfig, inputs: Inputs) -> Tensor:
 
 
 def _cameras(config: RenderConfig, cam2world: Tensor, count: int) -> Tensor:
-    if not isinstance(config.pose, SwayPose):
+    pose = config.pose
+    if isinstance(pose, FixedPose):
         return cam2world.expand(count, 4, 4).clone()
-    time_s = torch.arange(count, dtype=torch.float64) / config.fps
-    phase = torch.sin(2 * torch.pi * time_s / config.pose.period_s)
-    return turn_cameras(cam2world, (phase * np.deg2rad(config.pose.yaw_deg)).float())
+    phase = 2 * torch.pi * torch.arange(count, dtype=torch.float64) / config.fps / pose.period_s
+    if isinstance(pose, OrbitPose):
+        return orbit_cameras_of(pose, cam2world, phase)
+    return turn_cameras(cam2world, (torch.sin(phase) * np.deg2rad(pose.yaw_deg)).float())
+
+
+def orbit_cameras_of(pose: OrbitPose, cam2world: Tensor, phase_rad: Tensor) -> Tensor:
+    """Return the cameras `[T, 4, 4]` of an orbit about `cam2world [4, 4]` at phases `[T]`."""
+    return circle_cameras(
+        cam2world,
+        phase_rad.to(cam2world.dtype),
+        yaw_rad=float(np.deg2rad(pose.yaw_deg)),
+        pitch_rad=float(np.deg2rad(pose.pitch_deg)),
+    )

@@ -8,10 +8,11 @@ WATERMARK_TEXT = "synthetic"
 
 
 def resize_frame(frame: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Return a square frame `[size, size, 3]`, resampled with Lanczos when the size differs."""
+    """Return a frame of this height, resampled with Lanczos when it differs."""
     if frame.shape[0] == size_px:
         return frame
-    image = Image.fromarray(frame).resize((size_px, size_px), Image.Resampling.LANCZOS)
+    size = (round(frame.shape[1] * size_px / frame.shape[0]), size_px)
+    image = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 

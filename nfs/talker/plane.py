@@ -87,6 +87,35 @@ def face_to_world(posed: Tensor, cam2world: Tensor, tan_half_fov: float = TAN_HA
     return camera @ cam2world[:, :3, :3].transpose(1, 2) + cam2world[:, None, :3, 3]
 
 
+def circle_cameras(
+    cam2world: Tensor, phase_rad: Tensor, *, yaw_rad: float, pitch_rad: float
+) -> Tensor:
+    """Move one camera on an ellipse around where it stands; it keeps looking at the origin.
+
+    Args:
+        cam2world: `[4, 4]` middle of the ellipse; its roll stays.
+        phase_rad: `[T]` angles on the ellipse.
+        yaw_rad: Half axis about the world's vertical axis.
+        pitch_rad: Half axis about the camera's own horizontal axis.
+
+    Returns:
+        `[T, 4, 4]`.
+    """
+    pitch = pitch_rad * torch.cos(phase_rad)
+    tilt = torch.zeros(len(pitch), 3, 3, dtype=cam2world.dtype)
+    tilt[:, 0, 0] = 1.0
+    tilt[:, 1, 1], tilt[:, 1, 2] = torch.cos(pitch), -torch.sin(pitch)
+    tilt[:, 2, 1], tilt[:, 2, 2] = torch.sin(pitch), torch.cos(pitch)
+    axes = cam2world[:3, :3]
+    moved = cam2world.repeat(len(pitch), 1, 1)
+    moved[:, :3] = axes @ tilt @ axes.T @ cam2world[:3]
+    turns = [
+        turn_cameras(camera, angle[None])
+        for camera, angle in zip(moved, yaw_rad * torch.sin(phase_rad), strict=True)
+    ]
+    return torch.cat(turns)
+
+
 def turn_cameras(cam2world: Tensor, yaw_rad: Tensor) -> Tensor:
     """Orbit one camera about the world's vertical axis.
 

@@ -98,6 +98,10 @@ def test_grid_is_about_square_with_few_empty_places(count, shape):
     assert image_grid(tiles, columns=12, gap_px=0).shape[1] == 2 * min(count, 12)
 
 
+def test_grid_of_wide_images_has_fewer_columns():
+    assert image_grid([np.zeros((2, 8, 3), np.uint8)] * 8, gap_px=0).shape[:2] == (8, 16)
+
+
 def test_affine_inverse_and_application_agree():
     rng = np.random.default_rng(0)
     matrices, points = rng.normal(size=(5, 2, 3)), rng.normal(size=(5, 7, 2))

@@ -21,7 +21,7 @@ from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.spec import GeneratorSpec
 from nfs.talker import artifact
 from nfs.talker.builders import build_plan, build_renderer, load_inputs
-from nfs.talker.plane import world_to_plane
+from nfs.talker.plane import circle_cameras, world_to_plane
 from nfs.talker.work import RenderFrames
 from nfs.training.checkpoint import write_checkpoint
 
@@ -289,3 +289,72 @@ def _other_model():
 def test_settings_that_cannot_work_are_refused(inputs, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         _config(inputs, tmp_path, **changes)
+
+
+def _frames(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+ORBIT = {
+    "expression": {"kind": "still"},
+    "pose": {"kind": "orbit", "yaw_deg": 20, "period_s": 0.32},
+    "speech": None,
+}
+
+
+def test_an_orbit_of_an_identity_shows_faces_and_depths(inputs, tmp_path):
+    result = launch("render", _config(inputs, tmp_path, **ORBIT), quiet=True)
+    uri = result["artifacts"]["render"]
+    assert read_manifest(uri, kind="render").counts == {"frames": 8}
+    assert verify(uri) == []
+    assert Store(uri).exists("sheet.png")
+    faces, depths = _frames(f"{uri}/video.mp4"), _frames(f"{uri}/depth.mp4")
+    assert len(faces) == len(depths) == 8
+    assert faces[0].shape == depths[0].shape == (48, 48, 3)
+    assert np.abs(faces[2].astype(int) - faces[6]).mean() > 0.5  # the two ends of the yaw
+    assert np.abs(depths[0].astype(int) - depths[0][..., :1]).max() < 12  # grey
+    assert Store(result["directory"] + "/work").list(recursive=True) == []
+
+
+def test_an_orbit_of_a_checkpoint_shows_several_faces(inputs, tmp_path):
+    generator = f"{inputs}/identity/generator"
+    changes = {**ORBIT, "identity": generator, "subjects": 3, "output_size_px": None}
+    result = launch("render", _config(inputs, tmp_path, **changes), quiet=True)
+    frames = _frames(result["artifacts"]["render"] + "/video.mp4")
+    assert frames[0].shape == (32, 96, 3)
+    first, second = frames[0][:, :32].astype(int), frames[0][:, 32:64].astype(int)
+    assert np.abs(first - second).mean() > 0.5
+
+
+def test_circling_cameras_keep_roll_distance_and_target():
+    rotation = torch.tensor([[0.05, -0.1, 0.2]])
+    fit = Coefficients.zeros(1)
+    fit.rotation[:] = rotation
+    camera = face_rotation_to_cam2world(fit.rotation_matrix)[0]
+    phase = torch.linspace(0, 2 * torch.pi, 9)
+    cameras = circle_cameras(camera, phase, yaw_rad=0.4, pitch_rad=0.0)
+    torch.testing.assert_close(cameras[0], camera)
+    torch.testing.assert_close(cameras[8], camera, atol=1e-5, rtol=0)
+    cameras = circle_cameras(camera, phase, yaw_rad=0.4, pitch_rad=0.1)
+    torch.testing.assert_close(cameras[:, :3, 3].norm(dim=1), torch.ones(9))
+    plane, depth = world_to_plane(torch.zeros(9, 1, 3), cameras)
+    torch.testing.assert_close(plane, torch.full_like(plane, 0.5))
+    torch.testing.assert_close(depth, torch.ones_like(depth))
+    tilted = cameras[[0, 4], :3, 3] @ camera[:3, 1]  # up and down by the half axis
+    torch.testing.assert_close(tilted.abs(), torch.full((2,), np.sin(0.1), dtype=torch.float32))
+    assert float(tilted[0] * tilted[1]) < 0
+
+
+def test_a_still_face_needs_an_orbit_and_no_speech(inputs, tmp_path):
+    with pytest.raises(ConfigError, match="needs pose"):
+        _config(inputs, tmp_path, **{**ORBIT, "pose": {"kind": "fixed"}})
+    with pytest.raises(ConfigError, match="speech has no effect"):
+        _config(inputs, tmp_path, **{**ORBIT, "speech": "x.wav"})
+
+
+def test_a_speaking_head_can_be_circled(inputs, tmp_path):
+    config = _config(inputs, tmp_path, pose={"kind": "orbit", "period_s": 0.36})
+    plan = build_plan(config, load_inputs(config))
+    assert plan.cam2world.shape == (9, 4, 4)
+    assert not torch.allclose(plan.cam2world[2], plan.cam2world[6], atol=0.1)
