@@ -36,10 +36,12 @@ from nfs.morphable.recon.network import (
     ReconNet,
     ReconSpec,
     aligned_translation,
+    check_network_model,
     clamp_expressions,
+    folded_state,
     spec_for,
 )
-from nfs.morphable.recon.original import guess_backbone, load_imagenet_trunk, with_spec
+from nfs.morphable.recon.original import load_imagenet_trunk, with_spec
 from nfs.morphable.recon.skin import skin_probability
 from nfs.morphable.shading import render
 from nfs.pretrained import load_original
@@ -141,7 +143,6 @@ def test_the_last_layer_variant_is_recognised():
 
 def test_weights_that_do_not_fit_are_refused():
     state = original_state()
-    assert guess_backbone(state, "x") == "resnet18"
     short = {k: v for k, v in state.items() if k != "final_layers.3.bias"}
     with pytest.raises(InputError, match=r"1 missing .*final_layers\.3\.bias"):
         load_original("recon/resnet18", short)
@@ -151,13 +152,32 @@ def test_weights_that_do_not_fit_are_refused():
         load_original("recon/resnet18", state | {"final_layers.5.bias": torch.zeros(3)})
     with pytest.raises(InputError, match="unknown options"):
         load_original("recon/resnet18", state, {"focal": 1015})
-    with pytest.raises(InputError, match="no regressor"):
-        guess_backbone({"x": torch.zeros(1)}, "file")
 
 
 def test_old_files_without_batch_counters_load():
     state = {k: v for k, v in original_state().items() if "num_batches" not in k}
     load_original("recon/resnet18", state)
+
+
+def test_an_epoch_file_is_read_and_needs_bfm(model, tmp_path):
+    file = tmp_path / "epoch_20.pth"
+    torch.save({"net_recon": original_state(), "opt_00": {"lr": 1e-4}, "sched_00": {}}, file)
+    network = load_original("recon/resnet18", file)
+    assert network.base_translation.abs().max() == 0
+    with pytest.raises(InputError, match="coefficients belong to bfm"):
+        check_network_model(network.spec, model, str(file))
+
+
+@pytest.mark.parametrize("output", ["heads", "linear"])
+def test_the_originals_format_says_the_same_coefficients(model, output):
+    torch.manual_seed(2)
+    network = ReconNet(spec_for(model, backbone="resnet18", output=output)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    plain = load_original("recon/resnet18", folded_state(network))
+    images = torch.rand(2, 3, SIZE, SIZE)
+    expected = network.unpack(network(images)).pack()
+    torch.testing.assert_close(plain(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_imagenet_weights_fill_the_trunk_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nfs.artifacts import read_manifest
@@ -21,7 +22,7 @@ from nfs.morphable.recon.frames import (
 )
 from nfs.morphable.recon.identity import FaceIdentity
 from nfs.morphable.recon.losses import ReconObjective, ReconWeights
-from nfs.morphable.recon.network import ReconNet, ReconSpec, spec_for
+from nfs.morphable.recon.network import ReconNet, ReconSpec, check_network_model, spec_for
 from nfs.morphable.recon.original import load_imagenet_trunk, load_recon, with_spec
 from nfs.morphable.recon.task import ReconData, ReconSettings, ReconTask
 from nfs.pretrained import read_state_dict
@@ -79,19 +80,21 @@ def build_network(config: TrainReconConfig, model: MorphableModel) -> ReconNet:
         return ReconNet(spec)
     if init.kind == "checkpoint":
         loaded = load_network(init.path)
-        check_same_model(
-            model,
-            model_id=loaded.spec.model_id,
-            checksum=loaded.spec.model_checksum,
-            where=init.path,
-        )
-        return with_spec(loaded, spec)
+        check_network_model(loaded.spec, model, init.path)
+        return _with_weights(loaded, spec)
     state = read_state_dict(init.path)
     if init.kind == "original":
-        return with_spec(load_recon(spec.backbone, state), spec)
+        loaded = load_recon(spec.backbone, state)
+        check_network_model(loaded.spec, model, init.path)
+        return _with_weights(loaded, spec)
     network = ReconNet(spec)
     load_imagenet_trunk(network, state, init.path)
     return network
+
+
+def _with_weights(loaded: ReconNet, spec: ReconSpec) -> ReconNet:
+    """Return the loaded weights under a new spec; zero output stays where they learned it."""
+    return with_spec(loaded, replace(spec, base_translation=loaded.spec.base_translation))
 
 
 def build_spec(config: TrainReconConfig, model: MorphableModel) -> ReconSpec:

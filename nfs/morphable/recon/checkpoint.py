@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nfs.errors import ArtifactError, InputError
-from nfs.morphable.recon.network import ReconNet, ReconSpec
+from nfs.morphable.recon.network import ReconNet, ReconSpec, folded_state
 from nfs.morphable.recon.original import load_weights
 from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
 
@@ -70,7 +70,7 @@ def write_imported(
 def export_checkpoint(
     directory: str | Path, network: str | None
 ) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
-    """Return state dict, family and options of a checkpoint; our names are the original's.
+    """Return state dict, family and options of a checkpoint, as the original's format has them.
 
     Raises:
         InputError: If another network is asked for than `ema` or `weights`.
@@ -78,7 +78,7 @@ def export_checkpoint(
     if network not in (None, "ema", "weights"):
         raise InputError(f"{directory}: holds `ema` and `weights`, not {network}")
     found = load_network(directory, ema=network != "weights")
-    return found.state_dict(), f"recon/{found.spec.backbone}", {}
+    return folded_state(found), f"recon/{found.spec.backbone}", {}
 
 
 def _card(spec: ReconSpec, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:

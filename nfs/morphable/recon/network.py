@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from nfs.face.align import deep3d_standard_pixels, five_points
 from nfs.morphable.coefficients import NUM_COEFFICIENTS, PACKED_SIZES, Coefficients
+from nfs.morphable.loading import check_same_model
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.projection import CAMERA_DISTANCE, focal_px
 
 Output = Literal["heads", "linear"]
 TRUNK_WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}
+BFM = "bfm"
 # The translation is predicted by two heads: x and y, then z.
 HEAD_SIZES = (*list(PACKED_SIZES.values())[:-1], 2, 1)
 
@@ -157,6 +159,43 @@ def aligned_translation(model: MorphableModel) -> tuple[float, float, float]:
     solution, *_ = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)
     x, y, z = (float(value) for value in solution)
     return x, y, z
+
+
+def folded_state(network: ReconNet) -> dict[str, Tensor]:
+    """Return weights whose raw outputs are the coefficients: what the original's format can say.
+
+    The base translation goes into the last layer's bias, fixed expressions become zero rows.
+    """
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    base, mask = network.base_translation, network.expression_mask
+    if network.spec.output == "linear":
+        weight, bias = state["backbone.fc.weight"], state["backbone.fc.bias"]
+        start = PACKED_SIZES["identity"]
+        rows = slice(start, start + PACKED_SIZES["expression"])
+        weight[rows] *= mask[:, None]
+        bias[rows] *= mask
+        bias[-3:] += base
+        return state
+    state["final_layers.1.weight"] *= mask[:, None, None, None]
+    state["final_layers.1.bias"] *= mask
+    state["final_layers.5.bias"] += base[:2]
+    state["final_layers.6.bias"] += base[2:]
+    return state
+
+
+def check_network_model(spec: ReconSpec, model: MorphableModel, where: str) -> None:
+    """Refuse a network whose coefficients belong to another morphable model.
+
+    An imported original does not name its model; it can only be BFM.
+
+    Raises:
+        InputError: If they do not belong together.
+    """
+    model_id = spec.model_id or BFM
+    checksum = spec.model_checksum
+    if not spec.model_id and model.model_id == BFM:
+        checksum = model.checksum
+    check_same_model(model, model_id=model_id, checksum=checksum, where=where)
 
 
 def clamp_expressions(model: MorphableModel, coefficients: Coefficients) -> Coefficients:

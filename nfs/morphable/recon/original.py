@@ -110,20 +110,6 @@ def load_imagenet_trunk(model: ReconNet, state: Mapping[str, Tensor], where: str
     load_weights(model, {**heads, **fc, **trunk}, where)
 
 
-def guess_backbone(state: Mapping[str, Any], where: str) -> str:
-    """Return the trunk that a state dict belongs to, from its names and shapes.
-
-    Raises:
-        InputError: If it holds no such network.
-    """
-    weights = select_network(state)
-    if "backbone.layer1.0.conv1.weight" not in weights:
-        raise InputError(f"{where}: holds no regressor (no backbone.layer1.0.conv1.weight)")
-    if "backbone.layer1.0.conv3.weight" in weights:
-        return "resnet50"
-    return "resnet34" if "backbone.layer1.2.conv1.weight" in weights else "resnet18"
-
-
 def with_spec(model: ReconNet, spec: ReconSpec) -> ReconNet:
     """Return a network of another picture size or morphable model with the same weights.
 

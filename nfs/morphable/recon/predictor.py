@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from nfs.media.images import invert_affine
 from nfs.morphable.coefficients import Coefficients
-from nfs.morphable.loading import check_same_model
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.recon.alignment import Picture, crop, frame_to_input, repose
 from nfs.morphable.recon.checkpoint import load_network
-from nfs.morphable.recon.network import ReconNet, clamp_expressions
+from nfs.morphable.recon.network import ReconNet, check_network_model, clamp_expressions
 
 BATCH = 16
 
@@ -42,10 +41,7 @@ class ReconPredictor:
             InputError: If it was trained for another morphable model.
         """
         network = load_network(directory)
-        spec = network.spec
-        check_same_model(
-            model, model_id=spec.model_id, checksum=spec.model_checksum, where=str(directory)
-        )
+        check_network_model(network.spec, model, str(directory))
         return cls(network.to(model.mean_shape.device), model)
 
     @torch.no_grad()
