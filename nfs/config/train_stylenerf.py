@@ -174,6 +174,20 @@ class GanLoss(Config):
     """Train the discriminator on the generator step's images instead of drawing new ones."""
 
 
+class GanSpeed(Config):
+    """How the numbers are computed; what is computed stays the same."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products and convolutions; cameras, depths, compositing, styles, statistics, images
+    and norms stay single. `fp16` has no loss scaling."""
+    recompute_field: bool = False
+    """Compute the fields' hidden states again in the backward pass: less memory, more time."""
+    channels_last: bool = False
+    """Memory layout of the discriminator; for GPUs."""
+    compile: bool = False
+    """Compile both networks for the main phases; each growth stage compiles anew."""
+
+
 class FixedAugment(Config):
     """Distort what the discriminator sees with a fixed strength."""
 
@@ -234,6 +248,8 @@ class TrainStylenerfConfig(TrainingConfig):
         None
     )
     """Augmentation of the discriminator's images; null: none."""
+    speed: GanSpeed = GanSpeed()
+    """Precision, memory and compilation."""
     init: str | None = None
     """Checkpoint directory that G, its average and D start from (`nfs checkpoint import`, or an
     earlier run); a smaller `img_resolution` there is continued with new blocks. Null: random."""
@@ -309,8 +325,24 @@ class TrainStylenerfConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _networks_fit(self) -> Self:
+        if self.generator.grow_field and self.discriminator.progressive:
+            raise ValueError(
+                "generator.grow_field: images have their full size at every stage; "
+                "set discriminator.progressive=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _regulariser(self) -> Self:
         sizes = self.generator
+        if self.loss.path_pixels and sizes.resolution_vol == sizes.img_resolution:
+            raise ValueError("loss.path_pixels: there are no 2-D blocks to regularise; set it to 0")
+        if self.loss.path_pixels and sizes.foreground.normalization == "rows":
+            raise ValueError(
+                "generator.foreground.normalization=rows needs whole images; use channels, "
+                "or set loss.path_pixels=0"
+            )
         smallest = min(2 * sizes.resolution_start, sizes.img_resolution)
         if self.loss.path_pixels > smallest:
             raise ValueError(

@@ -49,7 +49,7 @@ class Rendering:
     image: Tensor
     """`[B, 3, H, W]`, nominally in [-1, 1], not clamped."""
     image_low: Tensor
-    """`[B, 3, h, w]` volume-rendered image, after `edit_features`."""
+    """`[B, 3, h, w]` volume-rendered image as the 2-D blocks saw it, after `edit_features`."""
     features: Tensor
     """`[B, C, h, w]` feature map as the 2-D blocks saw it, after `edit_features`."""
     depth: Tensor
@@ -57,7 +57,7 @@ class Rendering:
     opacity: Tensor
     """`[B, 1, h, w]` share of the foreground in [0, 1]."""
     weights: Tensor
-    """`[B, N, 2 S]` foreground weights in the order of `depths`."""
+    """`[B, N, 2 S]` foreground weights in the order of `depths`; `[B, N, S]` with one pass."""
     transmittance: Tensor
     """`[B, N]` factor of the background."""
     background_weights: Tensor
@@ -67,7 +67,7 @@ class Rendering:
     depths_coarse: Tensor
     """`[B, N, S]` normalised."""
     depths_fine: Tensor
-    """`[B, N, S]` normalised."""
+    """`[B, N, S]` normalised; `[B, N, 0]` with one pass."""
     ws: Tensor
     """`[B, num_ws, w_dim]` the styles."""
     path_loss: Tensor | None = None

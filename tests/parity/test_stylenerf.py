@@ -5,7 +5,9 @@ import pytest
 from tests.parity.stylenerf_checks import checks
 
 
-@pytest.mark.parametrize("name", ["eg3d64", "ffhq64", "ffhq64dense", "nfs64", "nfs64dense", "units"])
+@pytest.mark.parametrize(
+    "name", ["eg3d64", "ffhq64", "ffhq64dense", "nfs64", "nfs64dense", "units"]
+)
 def test_recordings(shared_dir, name):
     found = checks(shared_dir / "parity/stylenerf" / name)
     assert found

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 
 from nfs.config.stylenerf_generator import FieldConfig, GeneratorConfig, InputConfig
 from nfs.config.stylenerf_generator import UpsampleMode as ConfiguredMode
+from nfs.config.train_stylenerf import TrainStylenerfConfig
 from nfs.errors import ConfigError
 from nfs.geometry.cameras import orbit_cameras
 from nfs.geometry.rays import corner_pixel_grid, pixel_grid, rolled_pixels
@@ -223,6 +225,21 @@ def test_labels_condition_the_styles():
     assert generator.mapping_network.embed.weight.grad.abs().max() > 0
 
 
+def test_camera_heads_of_originals_are_kept():
+    """They have the last row of styles, which images do not depend on."""
+    generator = make(camera_head=(8, 4, 2)).eval()
+    assert generator.num_ws == make().num_ws + 1
+    ws = scene(generator)[0]
+    changed = ws.clone()
+    changed[:, -1] += 1
+    with torch.no_grad():
+        same = render(generator, ws=ws).image, render(generator, ws=changed).image
+        first, second = generator.camera_head(ws[:, -1]), generator.camera_head(changed[:, -1])
+    assert torch.equal(*same)
+    assert first.shape == (2, 2)
+    assert not torch.equal(first, second)
+
+
 def test_layer_noise_is_replayed():
     generator = make(**VARIANTS["tri_plane"], use_noise=True).train()
     with torch.no_grad():
@@ -364,3 +381,17 @@ def test_configuration_and_specification_have_the_same_names():
 def test_impossible_configurations_are_explained(text, message):
     with pytest.raises(ConfigError, match=message):
         GeneratorConfig.from_tree(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["generator.grow_field=true"], "discriminator.progressive=false"),
+        (["generator.resolution_vol=256"], "no 2-D blocks to regularise"),
+        (["generator.foreground.normalization=rows"], "needs whole images"),
+    ],
+)
+def test_networks_and_losses_that_do_not_fit_are_explained(overrides, message):
+    file = Path(__file__).resolve().parents[2] / "jobs/configs/train_stylenerf/base.yaml"
+    with pytest.raises(ConfigError, match=message):
+        TrainStylenerfConfig.load(file, overrides)
