@@ -169,6 +169,14 @@ def checkpoint_export(
     print(f"{path}: {export_checkpoint(directory, path, network=network)}")
 
 
+@checkpoint_app.command("onnx")
+def checkpoint_onnx(path: Path, target: Path) -> None:
+    """Write an ArcFace checkpoint directory as ONNX (any batch size), checked in onnxruntime."""
+    from nfs.arcface.export import checkpoint_to_onnx
+
+    print(f"{target}: differs from torch by {checkpoint_to_onnx(path, target):.1e}")
+
+
 @records_app.command("check")
 def records_check(path: str, classes: Annotated[int | None, typer.Option()] = None) -> None:
     """Read every image of PATH (.rec, clips artifact, folder of identities); exit 1 on problems."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from nfs.arcface.backbones import BackboneOptions, build_backbone
 from nfs.arcface.shards import Shard
-from nfs.errors import ArtifactError
+from nfs.errors import ArtifactError, InputError
 from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
 
 KIND = "arcface"
+ONNX_TOLERANCE = 1e-4
 _PART = "head-{start:09d}-{stop:09d}.safetensors"
 
 
@@ -113,16 +115,61 @@ def join_shards(directory: str | Path, name: str = "weight") -> Tensor:
 def export_onnx(backbone: nn.Module, path: str | Path, image_size_px: int = 112) -> None:
     """Write an ONNX model `data` `[N, 3, S, S]` -> `embedding` `[N, D]` with a dynamic N.
 
-    Needs the packages onnx and onnxscript.
+    Raises:
+        InputError: If the packages onnx and onnxscript are missing.
     """
     example = torch.zeros(2, 3, image_size_px, image_size_px)
-    torch.onnx.export(
-        backbone.eval(),
-        (example,),
-        str(path),
-        input_names=["data"],
-        output_names=["embedding"],
-        dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            backbone.eval(),
+            (example,),
+            str(path),
+            input_names=["data"],
+            output_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            dynamo=True,
+            verbose=False,
+        )
+    except ModuleNotFoundError as error:
+        raise InputError(f"ONNX needs the package {error.name}; pip install 'nfs[dev]'") from None
+
+
+def onnx_error(backbone: nn.Module, path: str | Path, image_size_px: int = 112) -> float:
+    """Return the largest difference of an ONNX file to its backbone, relative to the largest value.
+
+    Batches of 1 and 3 random images are run in onnxruntime.
+
+    Raises:
+        InputError: If the package onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise InputError("the check needs the package onnxruntime; pip install it") from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for count in (1, 3):
+        images = torch.rand(count, 3, image_size_px, image_size_px) * 2 - 1
+        with torch.no_grad():
+            expected = backbone.eval()(images)
+        found = torch.from_numpy(session.run(None, {"data": images.numpy()})[0])
+        if found.shape != expected.shape:
+            return math.inf
+        worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
+    return worst
+
+
+def checkpoint_to_onnx(directory: str | Path, path: str | Path) -> float:
+    """Write a checkpoint directory as ONNX, check it in onnxruntime and return the error.
+
+    Raises:
+        ArtifactError: If the directory is not a backbone's, or the file computes something else.
+        InputError: If a package is missing.
+    """
+    size_px = int(read_model(directory)["options"]["image_size_px"])
+    backbone = load_backbone(directory)
+    export_onnx(backbone, path, size_px)
+    error = onnx_error(backbone, path, size_px)
+    if not error <= ONNX_TOLERANCE:
+        raise ArtifactError(f"{path}: differs from {directory} by {error:.1e} in onnxruntime")
+    return error
