@@ -208,12 +208,18 @@ _NAMES: dict[tuple[str, str], object] = {
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_persistent),
     ("dnnlib.util", "EasyDict"): _Mapping,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _Function(lambda *parts: ":".join(map(str, parts))),
+    **{("torch", name): f"torch.{name}" for name in ("float16", "float32", "float64", "int64")},
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _NAMES[_module, "scalar"] = _Function(_scalar)
     _NAMES[_module, "_reconstruct"] = _Function(lambda *_: _Array())
 for _module, _classes in {
     "torch.nn.modules.container": ("ModuleList", "ModuleDict", "Sequential"),
+    "torch.nn.modules.activation": ("LeakyReLU", "ReLU", "Sigmoid", "Softplus"),
+    "torch.nn.modules.conv": ("Conv2d",),
+    "torch.nn.modules.linear": ("Identity", "Linear"),
     "omegaconf.base": ("Metadata", "ContainerMetadata"),
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),
@@ -224,7 +230,7 @@ for _module, _classes in {
 }.items():
     _NAMES |= {(_module, name): record_class(name) for name in _classes}
 SAFE_NAMES: Mapping[tuple[str, str], object] = MappingProxyType(_NAMES)
-"""(module, name) -> inert stand-in, for every global that an original snapshot holds."""
+"""(module, name) -> inert stand-in, for every global that an original snapshot may hold."""
 
 
 class _Unpickler(pickle.Unpickler):

@@ -84,6 +84,14 @@ def test_a_hostile_storage_is_refused_and_quoted(tmp_path, trap, zipped):
         read_pickle(write_pickle(tmp_path / "network.pkl", {"G": raw}))
 
 
+def test_the_same_pickles_do_run_where_they_may(tmp_path):
+    """Proves that the traps above are real."""
+    for number, name in enumerate(("builtins.exec", "posix.system")):
+        path = tmp_path / str(number)
+        pickle.loads(pickle.dumps(hostile_calls(path)[name]))
+        assert path.exists()
+
+
 def test_source_text_is_not_executed(tmp_path, trap):
     source = f"open({str(trap)!r}, 'w').close()\nraise SystemExit"
     file = write_pickle(tmp_path / "x.pkl", {"G": foreign_module("Net", {}, source)})
@@ -150,6 +158,21 @@ def test_values_are_data(tmp_path):
     assert read["ordered"] == {"a": 1}
     assert read["default"] == {"b": [2]}
     assert read["bag"] == {1, 2}
+
+
+def test_plain_torch_modules_are_data_too(tmp_path):
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LeakyReLU(0.2))
+    content = {
+        "G": layers,
+        "size": torch.Size([2, 3]),
+        "dtype": torch.float32,
+        "device": torch.device("cuda", 1),
+    }
+    read = read_pickle(write_pickle(tmp_path / "x.pkl", content))
+    tensors = module_tensors(read["G"], "G")
+    assert tensors.keys() == layers.state_dict().keys()
+    assert torch.equal(tensors["0.weight"], layers[0].weight)
+    assert (read["size"], read["dtype"], read["device"]) == ((2, 3), "torch.float32", "cuda:1")
 
 
 @pytest.mark.parametrize(
