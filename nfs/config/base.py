@@ -68,12 +68,52 @@ class Config(BaseModel):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping.
+    """Read a YAML mapping and the files that its key `extends` names.
+
+    `extends: [model.yaml, spec.yaml]` (paths relative to the file) starts from those mappings,
+    later files over earlier ones, and the file itself over all; see `merge`.
 
     Raises:
-        ConfigError: If the file is missing, is not YAML or is not a mapping.
+        ConfigError: If a file is missing, is not YAML, is not a mapping, or extends itself.
     """
-    file = Path(path)
+    return _read_extended(Path(path), str(path), ())
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the keys of `above` over it, section by section.
+
+    A section of another `kind` replaces the section below it as a whole.
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other = "kind" in value and value["kind"] != old.get("kind", value["kind"])
+            merged[key] = dict(value) if other else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_extended(file: Path, shown: str, above: tuple[Path, ...]) -> dict[str, Any]:
+    if file.resolve() in above:
+        raise ConfigError(f"{shown}: extends itself through {' -> '.join(f.name for f in above)}")
+    tree = _read_mapping(file, shown)
+    names = tree.pop("extends", [])
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{shown}: extends must be a list of YAML files, got {names!r}")
+    merged: dict[str, Any] = {}
+    for name in names:
+        below = _read_extended(
+            file.parent / name, f"{shown}: extends {name}", (*above, file.resolve())
+        )
+        merged = merge(merged, below)
+    return merge(merged, tree)
+
+
+def _read_mapping(file: Path, path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{path}: no such configuration file{_nearby(file)}")
     try:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from nfs.config.base import Config, JobConfig, tree_hash
+from nfs.config.base import Config, JobConfig, read_yaml, tree_hash
 from nfs.errors import ConfigError
 
 
@@ -112,3 +112,32 @@ def test_a_rule_over_several_keys_does_not_print_the_whole_tree(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Example.load(write(tmp_path, {"clips": "forbidden"}))
     assert str(caught.value).endswith("<root>: clips=forbidden is not allowed; use another")
+
+
+def test_files_extend_others(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "a.yaml").write_text(
+        "size: 1\ndata: {kind: a, x: 1}\nnet: {w: 1, d: 2}\n"
+    )
+    (tmp_path / "parts" / "b.yaml").write_text("extends: a.yaml\nnet: {d: 3}\n")
+    (tmp_path / "c.yaml").write_text("net: {d: 4, e: [1]}\nlast: null\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: [parts/b.yaml, c.yaml]\ndata: {kind: b, y: 2}\nsize: 5\n")
+    assert read_yaml(top) == {
+        "size": 5,
+        "data": {"kind": "b", "y": 2},
+        "net": {"w": 1, "d": 4, "e": [1]},
+        "last": None,
+    }
+    top.write_text("extends: [parts/b.yaml]\ndata: {x: 7}\n")
+    assert read_yaml(top)["data"] == {"kind": "a", "x": 7}
+    top.write_text("extends: [missing.yaml]\n")
+    with pytest.raises(ConfigError, match=r"top\.yaml: extends missing\.yaml: no such .*c\.yaml"):
+        read_yaml(top)
+    top.write_text("extends: [c.yaml]\n")
+    (tmp_path / "c.yaml").write_text("extends: [top.yaml]\n")
+    with pytest.raises(ConfigError, match=r"extends itself through top\.yaml -> c\.yaml"):
+        read_yaml(top)
+    top.write_text("extends: {a: 1}\n")
+    with pytest.raises(ConfigError, match="extends must be a list"):
+        read_yaml(top)
