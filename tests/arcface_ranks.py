@@ -23,7 +23,9 @@ from nfs.arcface.export import join_shards
 from nfs.arcface.pair_files import PairSet
 from nfs.arcface.schedules import polynomial_factor
 from nfs.arcface.task import ArcfaceParts, ArcfaceSettings, ArcfaceTask
+from nfs.arcface.verify import Embedder, verify_pairs
 from nfs.media.images import encode_jpeg
+from nfs.runtime.collect import Ranks
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.local import LocalContext
 from nfs.tracking.jsonl import JsonlTracker
@@ -223,11 +225,27 @@ def check_half_gather(place: Path, rank: int, size: int) -> dict[str, float]:
     return {"bf16_gather": float((gathered.float() - expected).abs().max())}
 
 
+def check_verification(place: Path, rank: int, size: int) -> dict[str, float]:
+    """The verification job's numbers on all ranks against those of one."""
+    torch.manual_seed(5)
+    network = Plain().eval().requires_grad_(False)
+
+    def measured(ranks: Ranks) -> dict[str, float]:
+        (pairs,) = face_pairs()
+        return verify_pairs(Embedder(network, 112, 5, ranks), pairs).metrics
+
+    shared, alone = measured(Ranks(rank, size)), measured(Ranks())
+    if rank:
+        return {"verify_elsewhere": float(len(shared))}
+    return {"verify": max(abs(shared[k] - alone[k]) for k in alone)}
+
+
 CHECKS: tuple[Callable[[Path, int, int], dict[str, float]], ...] = (
     check_head,
     check_task,
     check_non_finite,
     check_half_gather,
+    check_verification,
 )
 
 
