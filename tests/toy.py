@@ -79,8 +79,8 @@ class PickyDataset(LineDataset):
 class LineTask:
     """Linear regression with dropout-like noise, momentum and EMA: all kinds of state."""
 
-    def __init__(self, step_seconds: float = 0.0, poison_at: int = -1):
-        self._seconds, self._poison_at = step_seconds, poison_at
+    def __init__(self, step_seconds: float = 0.0, poison_at: int = -1, noise: float = 0.01):
+        self._seconds, self._poison_at, self._noise = step_seconds, poison_at, noise
 
     def setup(self, context: WorkerContext) -> None:
         torch.manual_seed(0)
@@ -92,7 +92,7 @@ class LineTask:
         self, batch: dict[str, torch.Tensor], samples_seen: int
     ) -> dict[str, torch.Tensor]:
         time.sleep(self._seconds)
-        noise = 0.01 * torch.randn(())
+        noise = self._noise * torch.randn(())
         loss = (self.model(batch["x"][:, None])[:, 0] + noise - batch["y"]).square().mean()
         if samples_seen == self._poison_at:
             loss = loss * float("nan")
@@ -134,7 +134,9 @@ def line_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         loader=LoaderConfig.from_tree(tree.get("loader", {})),
     )
     crash = tree.get("crash_file")
-    task = LineTask(tree.get("step_seconds", 0.0), tree.get("poison_at", -1))
+    task = LineTask(
+        tree.get("step_seconds", 0.0), tree.get("poison_at", -1), tree.get("noise", 0.01)
+    )
     if crash and not Path(crash).exists() and context.rank == 0:
         original = task.train_step
 

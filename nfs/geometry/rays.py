@@ -74,10 +74,11 @@ def camera_rays(pixels: Tensor, cam2world: Tensor, *, fov_deg: float) -> Rays:
     batch = len(cam2world)
     pixels = pixels.to(cam2world.dtype).expand(batch, -1, 2)
     inverse_k = inverse_intrinsics(fov_deg, device=cam2world.device).to(cam2world.dtype)
-    to_world = cam2world_to_rt(cam2world) @ inverse_k.expand(batch, 4, 4)
     ones = torch.ones_like(pixels[..., 0])
     on_plane = torch.stack([pixels[..., 0], pixels[..., 1], -ones, ones], dim=1)
     centre = torch.zeros_like(on_plane)
     centre[:, 3] = 1
-    origins = (to_world @ centre)[:, :3].transpose(1, 2)
-    return Rays(origins, (to_world @ on_plane)[:, :3].transpose(1, 2) - origins)
+    with torch.autocast(cam2world.device.type, enabled=False):
+        to_world = cam2world_to_rt(cam2world) @ inverse_k.expand(batch, 4, 4)
+        origins = (to_world @ centre)[:, :3].transpose(1, 2)
+        return Rays(origins, (to_world @ on_plane)[:, :3].transpose(1, 2) - origins)

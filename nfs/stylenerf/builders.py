@@ -23,7 +23,7 @@ from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.image_builders import open_images
 from nfs.stylenerf.initial import start_from
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
-from nfs.stylenerf.settings import AugmentSettings, GanSettings
+from nfs.stylenerf.settings import AugmentSettings, GanSettings, SpeedSettings
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
 from nfs.stylenerf.task import StyleNerfTask
 from nfs.stylenerf.warm_start import fit_linear_encoder
@@ -116,6 +116,7 @@ def build_settings(config: TrainStylenerfConfig) -> GanSettings:
         image_cameras=isinstance(cameras, FittedCameras) and cameras.per_image,
         grid_size=config.grid_size,
         augment=build_augment(config),
+        speed=SpeedSettings(**config.speed.model_dump()),
         **config.optimizer.model_dump(),
         **config.loss.model_dump(),
     )

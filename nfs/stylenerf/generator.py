@@ -44,6 +44,9 @@ class Generator(nn.Module):
         spec: Sizes and camera model.
     """
 
+    recompute_field = False
+    """Compute the fields' hidden states again in the backward pass instead of keeping them."""
+
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -220,19 +223,13 @@ class Generator(nn.Module):
             keep=0 if strided is None else strided.index.shape[1],
         )
         samples, result = result.samples, result.first(size * size)
-        maps = result.features.transpose(1, 2).reshape(batch, -1, size, size)
-        if self.spec.grow_field and size != self.spec.resolution_vol:
-            full = (self.spec.resolution_vol, self.spec.resolution_vol)
-            maps = F.interpolate(maps, size=full, mode="bilinear", align_corners=False)
-        image_low, features = maps[:, :RGB_CHANNELS], maps[:, RGB_CHANNELS:]
-        if options.edit_features is not None:
-            features, image_low = options.edit_features(features, image_low)
+        image_low, features = self._maps(result.features, size, options)
         image = self._upsample(features, image_low, rows[3], active, noise)
         opacity = result.weights.sum(dim=-1)
         along = volume.scene_depths(result.depths, self.spec.depth_range, self.spec.depth_warp)
         depth = (result.weights * along).sum(dim=-1) + (1 - opacity) * self.spec.depth_range[1]
         return Rendering(
-            image=image,
+            image=self._framed(image),
             image_low=image_low,
             features=features,
             depth=depth.reshape(batch, 1, size, size),
@@ -308,8 +305,9 @@ class Generator(nn.Module):
             encoding: Lookup = self.background_encoding
             if background_code.shape[1]:
                 encoding = with_code(encoding, background_code)
-            behind = FieldQuery(self.background, encoding, rows[2])
-        return Scene(self.spec, FieldQuery(self.foreground, lookup, rows[1]), behind)
+            behind = FieldQuery(self.background, encoding, rows[2], recompute=self.recompute_field)
+        front = FieldQuery(self.foreground, lookup, rows[1], recompute=self.recompute_field)
+        return Scene(self.spec, front, behind)
 
     def _strided_pixels(
         self, options: RenderOptions, draws: RenderDraws, batch: int, active: Stage
@@ -362,6 +360,17 @@ class Generator(nn.Module):
         fade = active.fade if options.path_fade else None
         return path_loss(self.upsampler, samples, ws, (image, strided), fade=fade)
 
+    def _maps(self, features: Tensor, size: int, options: RenderOptions) -> tuple[Tensor, Tensor]:
+        """Return image and features `[B, 3 or C, h, w]` of rays as the 2-D blocks see them."""
+        maps = features.transpose(1, 2).reshape(len(features), -1, size, size)
+        if self.spec.grow_field and size != self.spec.resolution_vol:
+            full = (self.spec.resolution_vol, self.spec.resolution_vol)
+            maps = F.interpolate(maps, size=full, mode="bilinear", align_corners=False)
+        image_low, features = maps[:, :RGB_CHANNELS], maps[:, RGB_CHANNELS:]
+        if options.edit_features is not None:
+            features, image_low = options.edit_features(features, image_low)
+        return image_low, features
+
     def _upsample(
         self, features: Tensor, image_low: Tensor, ws: Tensor, active: Stage, noise: Noise
     ) -> Tensor:
@@ -372,11 +381,13 @@ class Generator(nn.Module):
             size = image.shape[-2:]
             previous = F.interpolate(previous, size=size, mode="bilinear", align_corners=False)
             image = previous * (1 - active.fade) + image * active.fade
-        return image if self.spec.rectangle is None else self._framed(image, self.spec.rectangle)
+        return image
 
-    def _framed(self, image: Tensor, rectangle: tuple[int, int]) -> Tensor:
+    def _framed(self, image: Tensor) -> Tensor:
+        if self.spec.rectangle is None:
+            return image
         size = image.shape[-1]
-        margins = [(size - side * size // self.img_resolution) // 2 for side in rectangle]
-        top, left = margins
+        kept_sides = (side * size // self.img_resolution for side in self.spec.rectangle)
+        top, left = ((size - side) // 2 for side in kept_sides)
         kept = image[:, :, top : size - top, left : size - left]
         return F.pad(kept, (left, left, top, top), value=-1.0)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from nfs.geometry.cameras import cam2world_to_yaw_pitch, orbit_cameras
 from nfs.stylenerf.cameras import CameraDraw, draw_positions
 from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
-from nfs.stylenerf.phases import Fakes
+from nfs.stylenerf.phases import Fakes, mixed
 from nfs.stylenerf.rendering import RenderDraws
+from nfs.stylenerf.settings import Precision
 from nfs.stylenerf.spec import CameraPrior
 
 
@@ -38,22 +39,25 @@ class FakeInputs:
     draws: RenderDraws = field(default_factory=RenderDraws)
     """Random numbers of the rendering; missing ones are drawn there."""
 
-    def render(self, network: nn.Module, options: RenderOptions) -> Rendering:
+    def render(
+        self, network: nn.Module, options: RenderOptions, precision: Precision = "fp32"
+    ) -> Rendering:
         """Render with `network`: the generator or its DDP wrapper.
 
         DDP expects a backward pass after each forward with gradients, so the wrapper is for passes
         whose gradients are wanted.
         """
         options = replace(options, background_cam2world=self.background_cam2world)
-        rendering: Rendering = network(
-            self.z,
-            self.cam2world,
-            background_code=self.background_code,
-            mixing=self.mixing,
-            options=options,
-            draws=self.draws,
-            c=self.c,
-        )
+        with mixed(precision, self.z.device):
+            rendering: Rendering = network(
+                self.z,
+                self.cam2world,
+                background_code=self.background_code,
+                mixing=self.mixing,
+                options=options,
+                draws=self.draws,
+                c=self.c,
+            )
         return rendering
 
     def fakes(self, rendering: Rendering) -> Fakes:

@@ -10,11 +10,12 @@ Legend: B images of one pass, R current resolution.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from nfs.stylenerf.generator import Rendering, RenderOptions
 from nfs.stylenerf.losses import fake_loss, path_lengths, r1_penalty, real_loss
-from nfs.stylenerf.settings import GanSettings
+from nfs.stylenerf.settings import GanSettings, Precision
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -33,6 +34,15 @@ class PhaseLoss:
 
 def _same(images: Tensor) -> Tensor:
     return images
+
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def mixed(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return a context in which products are computed in `precision`."""
+    dtype = _HALVES.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 @dataclass(frozen=True)
@@ -62,16 +72,20 @@ class Critic:
         alpha: Growth stage.
         augment: Distorts images before they are judged.
         predicts_position: The discriminator predicts where cameras stand.
+        precision: Of the discriminator's products; losses are single.
     """
 
     network: nn.Module
     alpha: float
     augment: Augment = _same
     predicts_position: bool = False
+    precision: Precision = "fp32"
 
     def reals(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Return logits `[B, 1]` of images `[B, 3, R, R]` with labels `[B, c_dim]`."""
-        logits: Tensor = self.network(self.augment(images), alpha=self.alpha, c=c)
+        images = self.augment(images)
+        with mixed(self.precision, images.device):
+            logits: Tensor = self.network(images, alpha=self.alpha, c=c)
         return logits
 
     def fakes(self, fakes: Fakes) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,10 +95,11 @@ class Critic:
         """
         image = self.augment(fakes.image)
         known = {"alpha": self.alpha, "image_low": fakes.image_low, "c": fakes.c}
-        if not self.predicts_position:
-            logits: Tensor = self.network(image, **known)
-            return logits, {}
-        logits, position = self.network(image, **known, return_camera=True)
+        with mixed(self.precision, image.device):
+            if not self.predicts_position:
+                logits: Tensor = self.network(image, **known)
+                return logits, {}
+            logits, position = self.network(image, **known, return_camera=True)
         return logits, {"camera": (position - fakes.position).square().mean()}
 
 

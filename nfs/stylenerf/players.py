@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class Player:
         lr: Learning rate before the correction for lazy regularisation.
         betas: Adam's decay rates, likewise.
         interval: Steps between those of the network's regulariser, or None without one.
+        compiled: Compile the network for passes that are differentiated once.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Player:
         lr: float,
         betas: tuple[float, float],
         interval: int | None,
+        compiled: bool = False,
     ) -> None:
         self.network = network
         self.parameters = [p for p in network.parameters() if p.requires_grad]
@@ -41,6 +44,8 @@ class Player:
         )
         self.wrapped = context.wrap(network)
         """DDP, or the network itself: for passes whose gradients are wanted."""
+        self.main = cast(nn.Module, torch.compile(self.wrapped)) if compiled else self.wrapped
+        """The same, perhaps compiled: for passes that are differentiated once."""
 
     def set_rate(self, scale: float) -> None:
         """Set the learning rate to `scale` times the initial one."""

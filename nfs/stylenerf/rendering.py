@@ -11,12 +11,15 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nfs.geometry import volume
 from nfs.geometry.rays import Rays
 from nfs.geometry.warps import contracted_points
 from nfs.stylenerf.field import RGB_CHANNELS, RadianceField, ellipsoid_density
-from nfs.stylenerf.spec import Density, GeneratorSpec
+from nfs.stylenerf.field_options import Density
+from nfs.stylenerf.layers import at_least_single
+from nfs.stylenerf.spec import GeneratorSpec
 
 PointWarp = Callable[[Tensor, Tensor], Tensor]
 """`(points [B, N, S, 3], cam2world [B, 4, 4]) -> points`, before the foreground is queried."""
@@ -129,22 +132,37 @@ class FieldQuery:
         field: The field.
         lookup: Turns points into the field's inputs.
         ws: Styles of the field `[B, num_ws, w_dim]`.
+        recompute: Compute hidden states again in the backward pass instead of keeping them.
     """
 
-    def __init__(self, field: RadianceField, lookup: Lookup, ws: Tensor) -> None:
-        self.field, self.lookup, self.ws = field, lookup, ws
+    def __init__(
+        self, field: RadianceField, lookup: Lookup, ws: Tensor, *, recompute: bool = False
+    ) -> None:
+        self.field, self.lookup, self.ws, self.recompute = field, lookup, ws, recompute
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Query `points [B, N, S, D]`: values `[B, N, S, H]` and raw densities `[B, N, S]`."""
+        """Query `points [B, N, S, D]`: values `[B, N, S, H]` and raw densities `[B, N, S]`.
+
+        Under autocast the values are in its precision; encoding and densities are single.
+        """
+        if not self.recompute or not torch.is_grad_enabled():
+            return self._query(points)
+        values, sigma = checkpoint(
+            self._query, points, use_reentrant=False, preserve_rng_state=False
+        )
+        return values, sigma
+
+    def _query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         batch, rays, samples, _ = points.shape
-        encoded = self.lookup(points.reshape(batch, rays * samples, -1))
+        with torch.autocast(points.device.type, enabled=False):
+            encoded = self.lookup(points.reshape(batch, rays * samples, -1))
         values, sigma = self.field.hidden_and_sigma(encoded, self.ws)
         if not self.field.linear_heads:
             values = self.field.features(values, self.ws)
         values = values.reshape(batch, rays, samples, -1)
         if self.field.options.normalization == "rows":
             values = _normalized_rows(values)
-        return values, sigma.reshape(batch, rays, samples)
+        return values, at_least_single(sigma).reshape(batch, rays, samples)
 
     def composite(self, weights: Tensor, values: Tensor) -> Tensor:
         """Sum `values [B, N, S, H]` with `weights [B, N, S]`: features `[B, N, 3 + C]`."""
@@ -152,7 +170,10 @@ class FieldQuery:
 
     def features(self, values: Tensor, total: Tensor | None = None) -> Tensor:
         """Turn values `[B, N, H]` of total weight `[B, N]` (None: 1) into `[B, N, 3 + C]`."""
-        return self.field.features(values, self.ws, total) if self.field.linear_heads else values
+        if not self.field.linear_heads:
+            return values
+        with torch.autocast(values.device.type, enabled=False):
+            return self.field.features(at_least_single(values), self.ws, total)
 
 
 class ForegroundQuery:
@@ -228,7 +249,8 @@ def _per_ray(values: Tensor, num_rays: int) -> Tensor:
 
 def _composite(weights: Tensor, hidden: Tensor) -> Tensor:
     """Weighted sum over samples: `[B, N, S]` and `[B, N, S, H]` to `[B, N, H]`."""
-    return (weights[..., None, :] @ hidden)[..., 0, :]
+    with torch.autocast(weights.device.type, enabled=False):
+        return (weights[..., None, :] @ at_least_single(hidden))[..., 0, :]
 
 
 def _noise(draw: Tensor | None, like: Tensor, *, training: bool) -> Tensor | None:

@@ -1,6 +1,23 @@
 """Numbers of the adversarial training, and the schedules that depend on the clock alone."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """How the numbers are computed; none of it changes what is computed."""
+
+    precision: Precision = "fp32"
+    """Of matrix products and convolutions; what is sensitive stays single."""
+    recompute_field: bool = False
+    """Compute the fields' hidden states again in the backward pass instead of keeping them."""
+    channels_last: bool = False
+    """Memory layout of the discriminator's convolutions."""
+    compile: bool = False
+    """Compile the networks for the main phases (regularisers need second derivatives)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class GanSettings:
     """Fakes are seen from the cameras of the batch's images instead of the prior's."""
     grid_size: int = 8
     augment: AugmentSettings | None = None
+    speed: SpeedSettings = SpeedSettings()
 
     def alpha(self, samples_seen: int) -> float:
         """Return the growth stage in [0, 1]."""

@@ -18,7 +18,7 @@ from nfs.stylenerf.adaptive import AdaptiveAugment
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator
 from nfs.stylenerf.export import export_generator
-from nfs.stylenerf.generator import Generator, RenderOptions
+from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
 from nfs.stylenerf.latents import Coded, FakeInputs, draw_inputs
 from nfs.stylenerf.losses import reconstruction_loss
 from nfs.stylenerf.phases import (
@@ -82,8 +82,12 @@ class StyleNerfTask:
         """Move, wrap and average the networks, make the optimisers."""
         settings = self.settings
         self.context, self.device = context, context.device
+        speed = settings.speed
         self.G.to(self.device).train()
+        self.G.recompute_field = speed.recompute_field
         self.D.to(self.device).train()
+        if speed.channels_last:
+            self.D.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
         self.G_ema = Ema(self.G)
         if self.initial_ema is not None:
             self.G_ema.module.load_state_dict(self.initial_ema)
@@ -99,6 +103,7 @@ class StyleNerfTask:
             lr=settings.generator_lr,
             betas=settings.betas,
             interval=settings.pl_interval if settings.pl_weight > 0 else None,
+            compiled=speed.compile,
         )
         self.d = Player(
             self.D,
@@ -106,6 +111,7 @@ class StyleNerfTask:
             lr=settings.discriminator_lr,
             betas=settings.betas,
             interval=settings.r1_interval if settings.r1_gamma > 0 else None,
+            compiled=speed.compile,
         )
         self._means = [
             buffer
@@ -219,7 +225,16 @@ class StyleNerfTask:
         )
 
     def _critic(self, network: nn.Module, now: _Moment) -> Critic:
-        return Critic(network, now.alpha, self.augment, self.D.spec.camera == "uvr")
+        return Critic(
+            network,
+            now.alpha,
+            augment=self.augment,
+            predicts_position=self.D.spec.camera == "uvr",
+            precision=self.settings.speed.precision,
+        )
+
+    def _render(self, network: nn.Module, inputs: FakeInputs, options: RenderOptions) -> Rendering:
+        return inputs.render(network, options, self.settings.speed.precision)
 
     def _generator_main(
         self, rounds: list[Round], fakes: list[Fakes], now: _Moment
@@ -229,7 +244,7 @@ class StyleNerfTask:
 
         def loss(part: Round) -> PhaseLoss:
             inputs = self._draw(part, len(part.real), part.coded)
-            rendering = inputs.render(self.g.wrapped, main_options(self.settings, now.alpha))
+            rendering = self._render(self.g.main, inputs, main_options(self.settings, now.alpha))
             made = inputs.fakes(rendering)
             if self.settings.share_fakes:
                 fakes.append(made.detach())
@@ -254,7 +269,9 @@ class StyleNerfTask:
         def loss(part: Round) -> PhaseLoss:
             count = max(1, len(part.real) // self.settings.pl_batch_shrink)
             inputs = self._draw(part, count)
-            rendering = inputs.render(self.g.wrapped, plain_options(self.settings, now.alpha))
+            rendering = self._render(
+                self.g.wrapped, inputs, plain_options(self.settings, now.alpha)
+            )
             noise = torch.randn_like(rendering.image)
             outcome, mean = generator_path_length(rendering, noise, self.pl_mean, self.settings)
             self.pl_mean = mean
@@ -266,7 +283,7 @@ class StyleNerfTask:
         self, rounds: list[Round], fakes: list[Fakes], now: _Moment
     ) -> dict[str, Tensor]:
         """Step D, on the given `fakes` where they are shared, else on new ones."""
-        critic = self._critic(self.d.wrapped, now)
+        critic = self._critic(self.d.main, now)
         options = plain_options(self.settings, now.alpha)
 
         def loss(number: int, part: Round) -> PhaseLoss:
@@ -279,7 +296,7 @@ class StyleNerfTask:
     @torch.no_grad()
     def _new_fakes(self, part: Round, options: RenderOptions) -> Fakes:
         inputs = self._draw(part, len(part.real))
-        return inputs.fakes(inputs.render(self.G, options))
+        return inputs.fakes(self._render(self.G, inputs, options))
 
     def discriminator_r1(self, rounds: list[Round], samples_seen: int) -> dict[str, Tensor]:
         """Step D on its R1 penalty at the real images of `rounds`."""

@@ -15,7 +15,7 @@ from nfs.stylenerf.losses import path_lengths, real_loss
 from nfs.stylenerf.path_regularizer import _tile, _untile, path_loss, strided_pixels
 from nfs.stylenerf.phases import Critic, generator_path_length
 from nfs.stylenerf.rendering import RaySamples
-from nfs.stylenerf.settings import AugmentSettings, GanSettings
+from nfs.stylenerf.settings import AugmentSettings, GanSettings, SpeedSettings
 from nfs.stylenerf.task import StyleNerfTask
 from tests.stylenerf_tiny import D_SPEC, SETTINGS, SPEC
 
@@ -244,3 +244,38 @@ def test_averages_of_both_networks_resume():
     assert not torch.equal(task.D_ema.module.epilogue.out.weight, task.D.epilogue.out.weight)
     assert torch.equal(other.pl_mean, task.pl_mean)
     assert float(task.pl_mean) > 0
+
+
+@pytest.mark.parametrize(
+    ("speed", "tolerance"),
+    [
+        (SpeedSettings(recompute_field=True), 1e-6),
+        (SpeedSettings(channels_last=True), 1e-5),
+        (SpeedSettings(precision="bf16"), 3e-2),
+        (SpeedSettings(precision="fp16"), 1e-2),
+    ],
+)
+def test_speed_changes_only_rounding(speed, tolerance):
+    found = []
+    for settings in (SpeedSettings(), speed):
+        task = make_task(speed=settings, augment=None)
+        torch.manual_seed(5)
+        metrics = task.train_step(batch(), 0)
+        wanted = ("loss/", "grad/")
+        found.append({k: float(v) for k, v in metrics.items() if k.startswith(wanted)})
+        assert all(p.dtype == torch.float32 for p in task.G.parameters())
+    assert found[1] == pytest.approx(found[0], rel=tolerance)
+
+
+def test_images_stay_single_in_bfloat16():
+    task = make_task()
+    inputs = draw_inputs(task.G, 2, conditions=Conditions(), mixing_prob=0.0)
+    rendering = inputs.render(task.G, RenderOptions(path_pixels=4), "bf16")
+    for value in (rendering.image, rendering.image_low, rendering.weights, rendering.path_loss):
+        assert value.dtype == torch.float32
+    exact = inputs.render(task.G, RenderOptions())
+    assert torch.equal(
+        inputs.render(task.G.eval(), RenderOptions(), "bf16").depths_coarse,
+        inputs.render(task.G, RenderOptions()).depths_coarse,
+    )
+    assert rendering.image.shape == exact.image.shape
