@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nfs.stylenerf.field_options import EllipsoidPrior, FieldOptions
 from nfs.stylenerf.layers import SQRT2, demodulated, style_affine
-from nfs.stylenerf.spec import EllipsoidPrior, FieldOptions
 
 RGB_CHANNELS = 3
 

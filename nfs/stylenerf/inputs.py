@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nfs.stylenerf.encodings import PointEncoding, positional_encoding
+from nfs.stylenerf.field_options import FieldOptions, InputSpec
 from nfs.stylenerf.input_stack import InputStack
 from nfs.stylenerf.planes import multiscale_features, tri_plane_features, volume_features
-from nfs.stylenerf.spec import FieldOptions, GeneratorSpec, InputSpec, channels_at
+from nfs.stylenerf.spec import GeneratorSpec, channels_at
 from nfs.stylenerf.synthesis import LayerOptions, Noise
 
 

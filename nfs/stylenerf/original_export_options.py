@@ -8,15 +8,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nfs.errors import InputError
+from nfs.stylenerf.field_options import FieldOptions, InputSpec
 from nfs.stylenerf.original_discriminator import discriminator_spec
 from nfs.stylenerf.original_options import generator_spec
-from nfs.stylenerf.spec import (
-    CameraPrior,
-    DiscriminatorSpec,
-    FieldOptions,
-    GeneratorSpec,
-    InputSpec,
-)
+from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
 
 _SAMPLES_WITHOUT_CURRICULUM = 20  # Q17
 _INPUT_MODES = {

@@ -10,15 +10,9 @@ from typing import Any
 from nfs.errors import InputError
 from nfs.geometry.warps import DepthWarp
 from nfs.stylenerf.encodings import EncodingKind
+from nfs.stylenerf.field_options import Density, FieldOptions, InputKind, InputSpec
 from nfs.stylenerf.original_weights import check_fixed
-from nfs.stylenerf.spec import (
-    CameraPrior,
-    Density,
-    FieldOptions,
-    GeneratorSpec,
-    InputKind,
-    InputSpec,
-)
+from nfs.stylenerf.spec import CameraPrior, GeneratorSpec
 
 _SAMPLES_WITHOUT_CURRICULUM = 20  # Q17
 # The value an option must have where ours has no alternative (dotted original name).
@@ -82,27 +76,11 @@ def generator_spec(
     Raises:
         InputError: An option that is not supported; the message names it and its value.
     """
-    check_fixed(config, _FIXED, defaults=_DEFAULTS)
+    _refuse(config)
     synthesis = config["synthesis_kwargs"]
-    mapping = config.get("mapping_kwargs") or {}
-    camera, renderer, foreground, background, upsampler, inputs = (
-        synthesis.get(f"{part}_kwargs") or {}
-        for part in ("camera", "renderer", "foreground", "background", "upsampler", "input")
-    )
-    if config.get("encoder_kwargs"):
-        raise InputError("original option encoder_kwargs: image encoders are not supported")
-    if synthesis.get("n_reg_samples", 0) and not synthesis.get("reg_full", False):
-        raise InputError("original options n_reg_samples > 0 with reg_full=False crash there (Q12)")
-    feature_dim = synthesis.get("rgb_out_dim", 256)
-    if synthesis.get("rgb_out_dim_bg", feature_dim) != feature_dim:
-        raise InputError("original option rgb_out_dim_bg differs from rgb_out_dim: cannot be added")
+    mapping = _section(config, "mapping")
     resolution = int(config["img_resolution"])
     resolution_vol = min(int(synthesis.get("resolution_vol", 32)), resolution)
-    magnitude_beta = float(synthesis.get("magnitude_ema_beta", -1))
-    depth_warp = _choice(_WARPS, camera.get("depth_transform"), "camera_kwargs.depth_transform")
-    no_background = bool(renderer.get("no_background", False))
-    rectangle = synthesis.get("rectangular")
-    planes = _input_spec(inputs, synthesis, renderer)
     return GeneratorSpec(
         z_dim=config["z_dim"],
         w_dim=config["w_dim"],
@@ -110,56 +88,81 @@ def generator_spec(
         img_resolution=resolution,
         mapping_num_layers=mapping.get("num_layers", 8),
         w_avg_beta=mapping.get("w_avg_beta", 0.995),
-        field_hidden_dim=foreground.get("hidden_size", 128),
-        field_num_layers=foreground.get("n_blocks", 8),
-        foreground=_field_options(
-            foreground,
-            "foreground",
-            styled=planes is None or bool(inputs.get("keep_nerf_latents", False)),
-        ),
-        background=None
-        if no_background
-        else _field_options(
-            background, "background", styled=not synthesis.get("z_dim_bg", 128), sphere=True
-        ),
-        background_dim=synthesis.get("z_dim_bg", 128),
-        background_hidden_dim=background.get("hidden_size", 128),
-        background_num_layers=background.get("n_blocks", 8),
-        background_num_frequencies=background.get("n_freq_posenc", 10),
-        inputs=planes,
-        emptiness="open" if no_background and renderer.get("white_background") else "opaque",
-        density=_DENSITIES.get(renderer.get("sigma_type", "relu"), "raw"),
-        hierarchical=bool(renderer.get("hierarchical", True)),
-        samples_without_curriculum=_SAMPLES_WITHOUT_CURRICULUM,
-        depth_warp=depth_warp,
-        normalized_distances=bool(camera.get("dists_normalized", False)),
-        corner_aligned=bool(camera.get("ray_align_corner", True)),
-        rectangle=None if rectangle is None else (int(rectangle[0]), int(rectangle[1])),
-        feature_dim=feature_dim,
-        num_frequencies=foreground.get("n_freq_posenc", 10),
         resolution_vol=resolution_vol,
         resolution_start=synthesis.get("resolution_start", resolution_vol),
-        num_samples=renderer.get("n_ray_samples", 14),
-        num_background_samples=renderer.get("n_bg_samples", 4),
-        depth_range=_pair(camera.get("depth_range", (0.5, 6.0))),
-        background_start=float(camera.get("bg_start", 1.0)),
-        fov_deg=float(camera.get("fov", 49.13)),
-        channel_base=float(upsampler.get("channel_base", synthesis.get("channel_base", 1))),
-        channel_max=int(upsampler.get("channel_max", synthesis.get("channel_max", 1024))),
-        conv_clamp=synthesis.get("conv_clamp"),
-        magnitude_ema_beta=magnitude_beta if magnitude_beta > 0 else None,
-        kernel_size=int(synthesis.get("kernel_size", 3)),
-        upsample_mode=synthesis.get("upsample_mode", "default"),
-        architecture=synthesis.get("architecture", "skip"),
-        use_noise=bool(synthesis.get("use_noise", True)),
-        single_layer=bool(synthesis.get("use_single_layer", False)),
-        shared_rgb_style=bool(upsampler.get("shared_rgb_style", False)),
-        residual_image=not upsampler.get("no_residual_img", False),
-        flip_up_kernel=True,
         progressive=bool(synthesis.get("progressive", True)),
         grow_field=bool(synthesis.get("prog_nerf_only", False)),
         camera_head=camera_head,
-        cameras=CameraPrior(
+        **_fields(synthesis),
+        **_rays(synthesis),
+        **_blocks(synthesis),
+    )
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    check_fixed(config, _FIXED, defaults=_DEFAULTS)
+    synthesis = config["synthesis_kwargs"]
+    if config.get("encoder_kwargs"):
+        raise InputError("original option encoder_kwargs: image encoders are not supported")
+    if synthesis.get("n_reg_samples", 0) and not synthesis.get("reg_full", False):
+        raise InputError("original options n_reg_samples > 0 with reg_full=False crash there (Q12)")
+    feature_dim = synthesis.get("rgb_out_dim", 256)
+    if synthesis.get("rgb_out_dim_bg", feature_dim) != feature_dim:
+        raise InputError("original option rgb_out_dim_bg differs from rgb_out_dim: cannot be added")
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = tree.get(f"{name}_kwargs") or {}
+    return found
+
+
+def _fields(synthesis: Mapping[str, Any]) -> dict[str, Any]:
+    """Both fields and their inputs."""
+    front, behind = _section(synthesis, "foreground"), _section(synthesis, "background")
+    planes = _input_spec(synthesis)
+    latents = bool(_section(synthesis, "input").get("keep_nerf_latents", False))
+    background = None
+    background_dim = synthesis.get("z_dim_bg", 128)
+    if not _section(synthesis, "renderer").get("no_background", False):
+        styled = not background_dim
+        background = _field_options(behind, "background", styled=styled, sphere=True)
+    return {
+        "foreground": _field_options(front, "foreground", styled=planes is None or latents),
+        "field_hidden_dim": front.get("hidden_size", 128),
+        "field_num_layers": front.get("n_blocks", 8),
+        "num_frequencies": front.get("n_freq_posenc", 10),
+        "inputs": planes,
+        "background": background,
+        "background_dim": background_dim,
+        "background_hidden_dim": behind.get("hidden_size", 128),
+        "background_num_layers": behind.get("n_blocks", 8),
+        "background_num_frequencies": behind.get("n_freq_posenc", 10),
+        "feature_dim": synthesis.get("rgb_out_dim", 256),
+    }
+
+
+def _rays(synthesis: Mapping[str, Any]) -> dict[str, Any]:
+    """Cameras, depths and compositing."""
+    camera, renderer = _section(synthesis, "camera"), _section(synthesis, "renderer")
+    open_end = renderer.get("no_background", False) and renderer.get("white_background", False)
+    rectangle = synthesis.get("rectangular")
+    return {
+        "num_samples": renderer.get("n_ray_samples", 14),
+        "num_background_samples": renderer.get("n_bg_samples", 4),
+        "samples_without_curriculum": _SAMPLES_WITHOUT_CURRICULUM,
+        "hierarchical": bool(renderer.get("hierarchical", True)),
+        "density": _DENSITIES.get(renderer.get("sigma_type", "relu"), "raw"),
+        "emptiness": "open" if open_end else "opaque",
+        "depth_range": _pair(camera.get("depth_range", (0.5, 6.0))),
+        "depth_warp": _choice(
+            _WARPS, camera.get("depth_transform"), "camera_kwargs.depth_transform"
+        ),
+        "normalized_distances": bool(camera.get("dists_normalized", False)),
+        "corner_aligned": bool(camera.get("ray_align_corner", True)),
+        "background_start": float(camera.get("bg_start", 1.0)),
+        "fov_deg": float(camera.get("fov", 49.13)),
+        "rectangle": None if rectangle is None else (int(rectangle[0]), int(rectangle[1])),
+        "cameras": CameraPrior(
             yaw_rad=_pair(camera.get("range_u", (0.0, 0.0))),
             pitch_rad=_pair(camera.get("range_v", (0.25, 0.25))),
             radius=_pair(camera.get("range_radius", (2.732, 2.732))),
@@ -167,7 +170,27 @@ def generator_spec(
             angular=bool(camera.get("angular_camera", False)),
             roll_deg=float(camera.get("random_rotate") or 0),
         ),
-    )
+    }
+
+
+def _blocks(synthesis: Mapping[str, Any]) -> dict[str, Any]:
+    """The 2-D stack."""
+    upsampler = _section(synthesis, "upsampler")
+    magnitude_beta = float(synthesis.get("magnitude_ema_beta", -1))
+    return {
+        "channel_base": float(upsampler.get("channel_base", synthesis.get("channel_base", 1))),
+        "channel_max": int(upsampler.get("channel_max", synthesis.get("channel_max", 1024))),
+        "conv_clamp": synthesis.get("conv_clamp"),
+        "magnitude_ema_beta": magnitude_beta if magnitude_beta > 0 else None,
+        "kernel_size": int(synthesis.get("kernel_size", 3)),
+        "upsample_mode": synthesis.get("upsample_mode", "default"),
+        "architecture": synthesis.get("architecture", "skip"),
+        "use_noise": bool(synthesis.get("use_noise", True)),
+        "single_layer": bool(synthesis.get("use_single_layer", False)),
+        "shared_rgb_style": bool(upsampler.get("shared_rgb_style", False)),
+        "residual_image": not upsampler.get("no_residual_img", False),
+        "flip_up_kernel": True,
+    }
 
 
 def _field_options(
@@ -198,9 +221,8 @@ def _field_options(
     )
 
 
-def _input_spec(
-    kwargs: Mapping[str, Any], synthesis: Mapping[str, Any], renderer: Mapping[str, Any]
-) -> InputSpec | None:
+def _input_spec(synthesis: Mapping[str, Any]) -> InputSpec | None:
+    kwargs = _section(synthesis, "input")
     mode = kwargs.get("output_mode", "none")
     if mode in ("none", None):
         return None
@@ -210,7 +232,7 @@ def _input_spec(
     if kind == "multiscale_volume":
         channels = levels * int(kwargs.get("hash_dim_out", 2))
     octaves = int(kwargs.get("keep_posenc", -1))
-    bound = renderer.get("bound")
+    bound = _section(synthesis, "renderer").get("bound")
     return InputSpec(
         kind=kind,
         resolution=int(kwargs.get("out_res", 256)),

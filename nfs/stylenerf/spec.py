@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from nfs.geometry.warps import DepthWarp
-from nfs.stylenerf.encodings import EncodingKind
-
-ColourSource = Literal["features", "separate"]
-Density = Literal["relu", "softplus", "truncated_exponential", "raw"]
-Emptiness = Literal["opaque", "open", "white"]
-Normalization = Literal["none", "channels", "rows"]
-InputKind = Literal["tri_plane", "tri_plane_concat", "multi_plane", "volume", "multiscale_volume"]
+from nfs.stylenerf.field_options import (
+    PLAIN_FIELD,
+    Density,
+    EllipsoidPrior,
+    Emptiness,
+    FieldOptions,
+    InputSpec,
+)
 
 _CHANNEL_UNIT = 32768
 
@@ -37,84 +38,6 @@ class CameraPrior:
     """False: the two ranges are shares of the sphere, yaw / 2 pi and (1 - cos pitch) / 2."""
     roll_deg: float = 0.0
     """Twice the standard deviation of the images' roll in training."""
-
-
-@dataclass(frozen=True)
-class EllipsoidPrior:
-    """Density that a foreground field starts from: a solid ellipsoid around the origin.
-
-    `strength * (1 - |p / radii|)` is added to the raw density. The original has none and lets the
-    field find a head in millions of images; a short run would paint the face on the background
-    instead.
-    """
-
-    radii: tuple[float, float, float]
-    """Half axes along world x (towards the frontal camera), y (image right) and z (up)."""
-    strength: float
-    """Raw density at the centre, per scene unit."""
-
-
-@dataclass(frozen=True)
-class FieldOptions:
-    """What a radiance field computes beyond its sizes; the defaults are the published foreground.
-
-    Formulas: spec/stylenerf.md 2.3.
-    """
-
-    styled: bool = True
-    """Layers modulated by rows of `ws`; otherwise plain ones."""
-    encoding: EncodingKind = "fourier"
-    """Positional encoding of the points; fields with an `InputSpec` have none."""
-    append_position: bool = False
-    """The point itself joins its encoding."""
-    position_scale: float = 1.0
-    """Points are divided by it before they are encoded."""
-    skip: bool = False
-    """The encoding joins the hidden state again at half of the depth."""
-    colour: ColourSource = "features"
-    """Colour as a linear map of the features, or as separate outputs beside them."""
-    merged_density: bool = False
-    """Density and features from one head."""
-    sigmoid_colour: bool = False
-    """Colours pass a sigmoid. Costs the heads once per sample instead of once per ray."""
-    normalization: Normalization = "none"
-    """Features of a sample are scaled to unit length over its `channels`, or over the `rows` of
-    the image as the original does. Costs as `sigmoid_colour`."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Planes or volumes that a small synthesis stack makes and the foreground looks points up in.
-
-    Formulas: spec/stylenerf.md 2.5.
-    """
-
-    kind: InputKind = "tri_plane"
-    """Three planes (from one image or as three), parallel planes, a volume, or volumes of several
-    frequencies."""
-    resolution: int = 256
-    """Pixels per side of a plane, voxels per side of a volume."""
-    start_resolution: int = 4
-    """Resolution that the stack doubles from."""
-    channels: int = 32
-    """Numbers that a point gets."""
-    num_planes: int = 64
-    """Parallel planes of `multi_plane`."""
-    append_octaves: int | None = None
-    """Encode the point in so many octaves and append it; 0 appends the point alone."""
-    channel_base: float = 1.0
-    """Width of a block: `channel_base * 32768 / resolution`."""
-    channel_max: int = 512
-    """Largest width of a block."""
-    bound: float | None = None
-    """Half the side of the region that the planes cover, scene units; None: the depth range."""
-    num_levels: int = 16
-    """Volumes of `multiscale_volume`; each gives `channels / num_levels` numbers."""
-    level_frequencies: tuple[int, int] = (16, 512)
-    """Cells per side of the coarsest and the finest level."""
-
-
-PLAIN_FIELD = FieldOptions(styled=False)
 
 
 @dataclass(frozen=True)
@@ -175,7 +98,7 @@ class GeneratorSpec:
     """Octaves of the background's positional encoding; None: as the foreground's."""
     c_dim: int = 0
     """Size of the label that the mapping network sees beside the latent; 0: none."""
-    foreground: FieldOptions = FieldOptions()
+    foreground: FieldOptions = field(default_factory=FieldOptions)
     """Kind of the foreground field."""
     background: FieldOptions | None = PLAIN_FIELD
     """Kind of the background field; None: no background. A styled one has no code."""

@@ -18,8 +18,8 @@ from nfs.stylenerf import (
 from nfs.stylenerf import layers as L
 from nfs.stylenerf import resampling as R
 from nfs.stylenerf.field import RadianceField
+from nfs.stylenerf.field_options import EllipsoidPrior, FieldOptions
 from nfs.stylenerf.schedule import stage
-from nfs.stylenerf.spec import EllipsoidPrior, FieldOptions
 from nfs.stylenerf.upsampling import NearestCatUpsample
 
 TINY = GeneratorSpec(

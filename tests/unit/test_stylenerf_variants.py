@@ -18,9 +18,10 @@ from nfs.geometry.cameras import orbit_cameras
 from nfs.geometry.rays import corner_pixel_grid, pixel_grid, rolled_pixels
 from nfs.stylenerf import Generator, GeneratorSpec, RenderDraws, RenderOptions
 from nfs.stylenerf.cameras import draw_positions, prior_cameras, uniform_cameras
+from nfs.stylenerf.field_options import FieldOptions, InputSpec
 from nfs.stylenerf.planes import multiscale_features, tri_plane_features, volume_features
 from nfs.stylenerf.schedule import stage
-from nfs.stylenerf.spec import CameraPrior, FieldOptions, InputSpec
+from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.upsampling import UPSAMPLE_MODES
 from tests.stylenerf_tiny import SPEC
 
