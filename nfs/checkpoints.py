@@ -4,11 +4,14 @@ How a family's module becomes a directory, and a directory an original state dic
 family; the tables below name the functions.
 """
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfs.artifacts import write_manifest
 from nfs.errors import InputError
 from nfs.pretrained.readers import OPTIONS_KEY, read_options, read_state_dict
 from nfs.pretrained.registry import FAMILIES, load_original, resolve
@@ -55,19 +58,32 @@ def import_checkpoint(
     Raises:
         InputError: If the directory is in use, the file is refused, or a tensor does not fit.
     """
-    folder = Path(directory)
+    folder, source = Path(directory), Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{directory}: exists and is not empty; give a new directory")
-    if family in _WHOLE:
-        resolve(_WHOLE[family])(path, folder)
-        return
     root = family.partition("/")[0]
-    if root not in _WRITERS or family not in FAMILIES:
+    if family not in _WHOLE and (root not in _WRITERS or family not in FAMILIES):
         known = sorted({*_WHOLE, *(name for name in FAMILIES if name.split("/")[0] in _WRITERS)})
         raise InputError(f"cannot import {family!r}; known: {', '.join(known)}")
-    module = load_original(family, path, None if config is None else _read_json(config))
-    _check_finite(module.state_dict(), path)
-    resolve(_WRITERS[root])(folder, module, family, {"imported from": Path(path).name})
+    module = None
+    if family not in _WHOLE:
+        module = load_original(family, path, None if config is None else _read_json(config))
+        _check_finite(module.state_dict(), path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        written = Path(scratch) / "checkpoint"
+        if module is None:
+            resolve(_WHOLE[family])(source, written)
+        else:
+            facts = {"imported from": source.name}
+            resolve(_WRITERS[root])(written, module, family, facts)
+        write_manifest(
+            str(written),
+            kind="checkpoint",
+            config={"family": family, "file": source.name, "sha256": _sha256(source)},
+            extra={"model": read_model(written)["kind"]},
+        )
+        written.replace(folder)
 
 
 def export_checkpoint(
@@ -119,6 +135,11 @@ def describe(path: str | Path) -> dict[str, Any]:
         return dict(resolve(_DESCRIBE_SNAPSHOT)(place))
     weights = read_state_dict(place)
     return {"options": read_options(place), **_size(weights), "names": sorted(weights)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_json(path: str | Path) -> dict[str, Any]:
