@@ -197,7 +197,7 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
     start = time.monotonic()
     status: Status = "FAILED"
     try:
-        with _watched(run):
+        with _watched(run, relay=config.launch.kind == "ray"):
             outcome = module.run(config, run)
         seconds = time.monotonic() - start
         artifacts = dict(outcome.get("artifacts", {}))
@@ -229,12 +229,15 @@ def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
 
 
 @contextmanager
-def _watched(run: JobRun) -> Iterator[None]:
-    """Show the progress that workers write into the run directory, until the job ends."""
-    from nfs.runtime.progress import read_progress, reset_progress
+def _watched(run: JobRun, *, relay: bool) -> Iterator[None]:
+    """Show the progress that workers write into the run directory, until the job ends.
+
+    With `relay` their warnings, too: workers elsewhere have no terminal.
+    """
+    from nfs.runtime.progress import read_progress, read_warnings, reset_progress
 
     reset_progress(run.directory)
-    stop = threading.Event()
+    stop, shown = threading.Event(), len(read_warnings(run.directory))
 
     def watch() -> None:
         bar = None
@@ -256,6 +259,8 @@ def _watched(run: JobRun) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        for text in read_warnings(run.directory)[shown:] if relay else ():
+            logger.warning("%s", text)
 
 
 def config_text(config: Config) -> str:

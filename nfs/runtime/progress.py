@@ -1,4 +1,4 @@
-"""How far a run is: a small file that a worker writes and the launcher shows."""
+"""How far a run is, and what is odd: small files that a worker writes and the launcher shows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PROGRESS = "progress.json"
+WARNINGS = "warnings.log"
 
 
 @dataclass(frozen=True)
@@ -37,5 +38,20 @@ def read_progress(directory: Path) -> Progress | None:
 
 
 def reset_progress(directory: Path) -> None:
-    """Forget what an earlier launch of the run reported."""
+    """Forget how far an earlier launch of the run reported to be."""
     (directory / PROGRESS).unlink(missing_ok=True)
+
+
+def report_warning(directory: Path, text: str) -> None:
+    """Append a line to `warnings.log` of the run; the launcher shows those of remote workers."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / WARNINGS).open("a", encoding="utf-8") as stream:
+        stream.write(" ".join(text.split()) + "\n")
+
+
+def read_warnings(directory: Path) -> list[str]:
+    """Return the reported lines of all launches of the run, in order."""
+    try:
+        return (directory / WARNINGS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []

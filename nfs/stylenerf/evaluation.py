@@ -5,7 +5,6 @@ Legend: K subjects of the grid, N samples, V views, R image side, h and w of the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from nfs.stylenerf.orbits import orbit_frames, orbit_rows, write_frames
 from nfs.stylenerf.portrayal import describe_subject, grid_of_views, summarise
 from nfs.stylenerf.views import Gallery
 from nfs.training.task import Evaluation
-
-logger = logging.getLogger(__name__)
 
 ORBIT_FPS = 12.0
 STATISTICS, PREVIEWS = "statistics", "previews"
@@ -108,9 +105,7 @@ class GeneratorEvaluator:
             return Evaluation()
         name = None if self.identity is None else self.identity.name
         metrics, problems = summarise(rows, name)
-        for problem in problems:
-            logger.warning("samples_seen=%d: %s", samples_seen, problem)
-        return Evaluation(metrics | distances, {"samples": grid_of_views(rows)}, files)
+        return Evaluation(metrics | distances, {"samples": grid_of_views(rows)}, files, problems)
 
     def _distances(self, gallery: Gallery) -> dict[str, float]:
         features, reals, count = self.features, self.reals, self.settings.num_samples

@@ -15,7 +15,7 @@ from nfs.config.base import LoaderConfig, TrainingConfig
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.memory import peak_memory
-from nfs.runtime.progress import report_progress
+from nfs.runtime.progress import report_progress, report_warning
 from nfs.runtime.seeding import seed_everything
 from nfs.training.loading import BatchReader, read_batches
 from nfs.training.state import TrainState, load_state, save_state
@@ -215,6 +215,9 @@ def _evaluate(
             context.tracker.log_image(name, image, samples_seen)
         for file in evaluation.files:
             context.tracker.log_file(file, "previews")
+        for text in evaluation.warnings:
+            logger.warning("samples_seen=%d: %s", samples_seen, text)
+            report_warning(context.directory, f"samples_seen={samples_seen}: {text}")
         seconds = {"time/evaluate_s": time.monotonic() - start}
         context.tracker.log_metrics(seconds | peak_memory(context.device), samples_seen)
     context.barrier()

@@ -20,11 +20,13 @@ class Evaluation:
         metrics: By `area/name_unit`; a function of the state alone (no times).
         images: uint8 `[H, W, 3]` by name.
         files: Other files, e.g. videos, that lie in the run directory.
+        warnings: What the user should look at, in words.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class MapDataset(Protocol):

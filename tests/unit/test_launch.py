@@ -155,3 +155,19 @@ def test_changed_input_is_refused(tmp_path, toy_job, capsys):
     write_manifest(str(clips), kind="clips", config={})
     assert call(tmp_path, f"clips={clips}") == 2
     assert "clips changed since this run began" in capsys.readouterr().err
+
+
+def test_warnings_of_remote_workers_are_shown(tmp_path, monkeypatch, toy_job, caplog):
+    from nfs.runtime.progress import report_warning
+
+    def run(config, job):
+        report_warning(job.directory, "the geometry is flat")
+        return {"metrics": {}, "artifacts": {}}
+
+    monkeypatch.setattr(toy_job, "run", run)
+    tree = {"storage": str(tmp_path), "tracking": {"kind": "null"}}
+    for kind, count in (("ray", 1), ("local", 0), ("ray", 1)):
+        caplog.clear()
+        config = ToyConfig.from_tree(tree | {"launch": {"kind": kind}})
+        _launch.launch("toy_job", config, run_name="same", quiet=True)
+        assert caplog.text.count("the geometry is flat") == count

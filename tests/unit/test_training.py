@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from nfs.errors import ArtifactError, ConfigError, NonFiniteError
 from nfs.runtime.local import LocalContext
-from nfs.runtime.progress import Progress, read_progress
+from nfs.runtime.progress import Progress, read_progress, read_warnings
 from nfs.tracking.jsonl import JsonlTracker
-from nfs.training import LoopSettings, train
+from nfs.training import Evaluation, LoopSettings, train
 from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
 from nfs.training.ema import Ema, ema_beta
 from nfs.training.guard import check_finite
 from nfs.training.sampler import SeekableSampler
 from nfs.training.state import load_state
-from tests.toy import LineTask, line_worker
+from tests.toy import LineDataset, LineTask, line_worker
 
 
 def losses(directory: Path) -> dict[int, float]:
@@ -155,3 +155,37 @@ def test_item_noise_depends_on_position_not_on_rank():
     assert first != readers[0].item(5 + 37)
     assert derive_seed("a", 1) != derive_seed("a", 2)
     assert isinstance(first["x"], np.float32)
+
+
+class TalkativeTask(LineTask):
+    """Prepares evaluations, leaves a file and a warning."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder, self.prepared = folder, []
+
+    def prepare_evaluation(self, samples_seen: int) -> None:
+        self.prepared.append(samples_seen)
+
+    def evaluate(self, samples_seen: int) -> Evaluation:
+        file = self.folder / f"orbit-{samples_seen}.txt"
+        file.write_text("turn")
+        return Evaluation(files=[file], warnings=["the geometry is flat\nin 2 of 2"])
+
+
+def test_files_and_warnings_of_an_evaluation_are_recorded(tmp_path, caplog):
+    settings = LoopSettings(
+        total_samples=64, batch_size=8, log_every=8, checkpoint_every=64, evaluate_every=32
+    )
+    (tmp_path / "run").mkdir()
+    task, tracker = TalkativeTask(tmp_path / "run"), JsonlTracker(tmp_path / "tracking", "r")
+    train(task, LineDataset(), settings, LocalContext(tmp_path / "run", tracker))
+    assert task.prepared == [32, 64]
+    previews = tmp_path / "tracking" / "files" / "previews"
+    assert sorted(p.name for p in previews.iterdir()) == ["orbit-32.txt", "orbit-64.txt"]
+    said = [f"samples_seen={n}: the geometry is flat in 2 of 2" for n in (32, 64)]
+    assert read_warnings(tmp_path / "run") == said
+    assert caplog.text.count("the geometry is flat") == 2
+    rows = [row["metrics"] for row in tracker.read() if "time/evaluate_s" in row["metrics"]]
+    assert len(rows) == 2
+    assert all(row["memory/rss_peak_mb"] > 50 for row in rows)
