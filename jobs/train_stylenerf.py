@@ -29,6 +29,10 @@ def run(config: TrainStylenerfConfig, job: JobRun) -> dict[str, Any]:
         read_manifest(config.cameras.path, kind="fits")
         paths["cameras.path"] = absolute(config.cameras.path)
         parents.append(paths["cameras.path"])
+    if config.init is not None:
+        read_manifest(config.init, kind="checkpoint")
+        paths["init"] = absolute(config.init)
+        parents.append(paths["init"])
     return train_job(train_worker, config.override(paths), job, model="stylenerf", parents=parents)
 
 
