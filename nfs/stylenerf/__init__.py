@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nfs.stylenerf.discriminator import Discriminator
+    from nfs.stylenerf.field_options import FieldOptions, InputSpec
     from nfs.stylenerf.generator import Generator, Rendering, RenderOptions
     from nfs.stylenerf.rendering import RenderDraws
     from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
@@ -16,8 +17,10 @@ _HOMES = {
     "CameraPrior": "spec",
     "Discriminator": "discriminator",
     "DiscriminatorSpec": "spec",
+    "FieldOptions": "field_options",
     "Generator": "generator",
     "GeneratorSpec": "spec",
+    "InputSpec": "field_options",
     "RenderDraws": "rendering",
     "RenderOptions": "generator",
     "Rendering": "generator",
@@ -27,8 +30,10 @@ __all__ = [
     "CameraPrior",
     "Discriminator",
     "DiscriminatorSpec",
+    "FieldOptions",
     "Generator",
     "GeneratorSpec",
+    "InputSpec",
     "RenderDraws",
     "RenderOptions",
     "Rendering",

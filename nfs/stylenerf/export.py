@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from nfs.errors import ArtifactError
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.generator import Generator
-from nfs.stylenerf.spec import DiscriminatorSpec, GeneratorSpec
+from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
 from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
 
 KIND = "stylenerf"
@@ -99,14 +99,20 @@ def _card(generator: Generator, facts: Mapping[str, Any]) -> str:
         "# StyleNeRF generator",
         "",
         f"- {spec.img_resolution} px, field at {spec.resolution_vol} px, {millions:.2f} M numbers",
-        f"- cameras: yaw {_degrees(spec.cameras.yaw_rad)}, pitch {_degrees(spec.cameras.pitch_rad)}"
-        f" ({'gaussian' if spec.cameras.gaussian else 'uniform'})",
+        f"- cameras: {_ranges(spec.cameras)}",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
         "It shows the people in its training data. Ask before you show them.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _ranges(cameras: CameraPrior) -> str:
+    kind = "gaussian" if cameras.gaussian else "uniform"
+    if not cameras.angular:
+        return f"shares {cameras.yaw_rad} around, {cameras.pitch_rad} from the top ({kind})"
+    return f"yaw {_degrees(cameras.yaw_rad)}, pitch {_degrees(cameras.pitch_rad)} ({kind})"
 
 
 def _degrees(limits: tuple[float, float]) -> str:

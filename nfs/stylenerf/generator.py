@@ -207,6 +207,8 @@ class Generator(nn.Module):
         options = options or RenderOptions()
         self._check(ws, cam2world, background_code)
         active = self.stage(options.alpha)
+        if active.fade is not None and options.fade is not None:
+            active = replace(active, fade=options.fade)
         size, draws = active.field_resolution, draws or RenderDraws()
         batch = len(ws)
         strided = self._strided_pixels(options, draws, batch, active)
@@ -251,7 +253,7 @@ class Generator(nn.Module):
         *,
         background_code: Tensor,
         c: Tensor | None = None,
-        mixing: tuple[Tensor, int] | None = None,
+        mixing: tuple[Tensor, int | Tensor] | None = None,
         options: RenderOptions | None = None,
         draws: RenderDraws | None = None,
     ) -> Rendering:
@@ -269,7 +271,8 @@ class Generator(nn.Module):
         ws = self.mapping(z, c, update_average=self.training)
         if mixing is not None:
             other, cutoff = mixing
-            ws = torch.cat([ws[:, :cutoff], self.mapping(other, c)[:, cutoff:]], dim=1)
+            rows = torch.arange(self.num_ws, device=ws.device)[:, None]
+            ws = torch.where(rows < cutoff, ws, self.mapping(other, c))
         return self.synthesis(
             ws, cam2world, background_code=background_code, options=options, draws=draws
         )
@@ -358,7 +361,10 @@ class Generator(nn.Module):
         if samples is None or strided is None:
             return None
         fade = active.fade if options.path_fade else None
-        return path_loss(self.upsampler, samples, ws, (image, strided), fade=fade)
+        # The original's rays that stay empty are black in images and white here (Q26).
+        white = self.spec.emptiness != "opaque"
+        target = (image, strided)
+        return path_loss(self.upsampler, samples, ws, target, fade=fade, white=white)
 
     def _maps(self, features: Tensor, size: int, options: RenderOptions) -> tuple[Tensor, Tensor]:
         """Return image and features `[B, 3 or C, h, w]` of rays as the 2-D blocks see them."""

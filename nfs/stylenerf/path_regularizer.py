@@ -57,7 +57,8 @@ def path_loss(
     ws: Tensor,
     target: tuple[Tensor, StridedPixels],
     *,
-    fade: float | None = None,
+    fade: float | Tensor | None = None,
+    white: bool = False,
 ) -> Tensor:
     """Return the squared difference `[B]` between the image and colours composited late.
 
@@ -68,6 +69,7 @@ def path_loss(
         target: The image `[B, 3, R, R]` and the pixels of the rays.
         fade: Weight of the newest block's colour against the one before; None: the newest alone,
             as the original compares even while its image fades (Q13).
+        white: Rays that may stay empty end on white.
     """
     image, pixels = target
     count = int(pixels.index.shape[1] ** 0.5)
@@ -77,10 +79,12 @@ def path_loss(
     colour = colours[-1] if colours else image_low
     if fade is not None and colours:
         colour = ([image_low, *colours])[-2] * (1 - fade) + colour * fade
-    rgb = _untile(colour, count) * samples.weights[..., None]
+    rgb = (_untile(colour, count) * samples.weights[..., None]).sum(dim=2)
+    if white:
+        rgb = rgb + (1 - samples.weights.sum(dim=2, keepdim=True))
     index = pixels.index[:, None].expand(-1, RGB_CHANNELS, -1)
     seen = image.flatten(2).gather(2, index).transpose(1, 2)
-    return 2 * (seen - rgb.sum(dim=2)).square().sum(dim=2).mean(dim=1)
+    return 2 * (seen - rgb).square().sum(dim=2).mean(dim=1)
 
 
 def _tile(values: Tensor, count: int) -> Tensor:

@@ -107,6 +107,20 @@ def test_every_parameter_learns_and_every_style_counts(name):
         assert not render(generator).image.requires_grad
 
 
+@pytest.mark.parametrize("name", ["tri_plane", "volume", "multiscale", "sigmoid", "kernel3"])
+def test_path_lengths_have_gradients(name):
+    """The penalty on gradients of images needs second derivatives of every operation."""
+    generator = make(**VARIANTS[name]).train()
+    ws = scene(generator)[0].requires_grad_(True)
+    image = render(generator, ws=ws).image
+    slopes = torch.autograd.grad((image * torch.randn_like(image)).sum(), ws, create_graph=True)[0]
+    slopes.square().sum().backward()
+    for parameter in generator.foreground.parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all()
+    assert generator.foreground.feature_head.weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_survives_its_files(name):
     generator = make(**VARIANTS[name]).eval()
@@ -151,6 +165,14 @@ def test_white_wall_and_open_rays():
             images[emptiness] = render(generator).image_low
     assert images["open"].abs().max() < 1e-6
     assert (images["white"] - 1).abs().max() < 1e-6
+    # The path regulariser compares with the same wall: empty rays agree on white.
+    generator = make(background=None, emptiness="white", residual_image=True).train()
+    with torch.no_grad():
+        generator.foreground.sigma_head.bias.fill_(-1e3)
+        for parameter in generator.upsampler.parameters():
+            parameter.zero_()
+        loss = render(generator, RenderOptions(path_pixels=2)).path_loss
+    assert loss.max() < 0.5  # pixels at the border are darker: the upsampling filter ends there
     with pytest.raises(ValueError, match="emptiness='white' needs background=None"):
         make(emptiness="white")
 
