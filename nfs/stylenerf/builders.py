@@ -189,6 +189,6 @@ def build_dataset(config: TrainStylenerfConfig, prior: CameraPrior) -> TrainingI
         config.warm_start is not None or config.cameras.per_image
     ):
         assert isinstance(dataset.source, ClipFrames)  # the configuration demands it
-        keys = [dataset.source.index.keys[i] for i in dataset.numbers]
+        keys = [dataset.source.index.key(int(i)) for i in dataset.numbers]
         dataset.angles = frame_angles(read_angles(config.cameras.path), keys, prior)
     return dataset

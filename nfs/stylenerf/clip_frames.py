@@ -30,11 +30,19 @@ class FrameIndex:
     """Row group within the file."""
     row: NDArray[np.int32]
     """Row within the row group."""
-    keys: list[tuple[str, int]]
-    """Clip and frame number."""
+    clip: NDArray[np.int32]
+    """Index into `clip_ids`."""
+    frame: NDArray[np.int32]
+    """Frame number within the clip."""
+    clip_ids: list[str]
+    """Names of clips."""
 
     def __len__(self) -> int:
         return len(self.file)
+
+    def key(self, number: int) -> tuple[str, int]:
+        """Return clip and frame number."""
+        return self.clip_ids[self.clip[number]], int(self.frame[number])
 
 
 def index_frames(
@@ -53,7 +61,7 @@ def index_frames(
     keep = None if split is None else _clips_of_split(uri, split)
     store, files = Store(uri), table_files(uri, "frames")
     found: list[tuple[NDArray[np.int32], ...]] = []
-    keys: list[tuple[str, int]] = []
+    numbers: dict[str, int] = {}
     for number, path in enumerate(files):
         with store.open_parquet(path) as parquet:
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
@@ -66,14 +74,15 @@ def index_frames(
             chosen &= np.asarray([clip_id in keep for clip_id in clip_ids], dtype=bool)
         positions = _spread(np.flatnonzero(chosen), clip_ids, max_frames_per_clip)
         file = np.full(len(positions), number)
-        frames = table["frame_index"].to_pylist()
-        keys.extend((str(clip_ids[i]), frames[i]) for i in positions)
-        found.append(tuple(a.astype(np.int32) for a in (file, groups[positions], rows[positions])))
+        frame = table["frame_index"].to_numpy()[positions]
+        clip = np.asarray([numbers.setdefault(c, len(numbers)) for c in clip_ids[positions]], int)
+        columns = (file, groups[positions], rows[positions], clip, frame)
+        found.append(tuple(column.astype(np.int32) for column in columns))
     if not sum(len(part[0]) for part in found):
         where = "" if split is None else f" in split {split!r}"
         raise ArtifactError(f"{uri}: no frame with status ok{where}; look at the clips table")
-    file, row_group, row = (np.concatenate(column) for column in zip(*found, strict=True))
-    return FrameIndex(files, file, row_group, row, keys)
+    file, group, row, clip, frame = (np.concatenate(part) for part in zip(*found, strict=True))
+    return FrameIndex(files, file, group, row, clip, frame, list(numbers))
 
 
 class ClipFrames:
@@ -99,7 +108,7 @@ class ClipFrames:
 
     def name(self, number: int) -> str:
         """Return clip and frame, for messages."""
-        clip_id, frame = self.index.keys[number]
+        clip_id, frame = self.index.key(number)
         return f"{clip_id}:{frame}"
 
     def read(self, number: int) -> bytes:
@@ -113,8 +122,8 @@ class ClipFrames:
         identity: dict[str, str] = {}
         for _, table in iter_files(self.uri, "clips", ["clip_id", "identity_id"]):
             identity.update(zip(*(table[c].to_pylist() for c in table.column_names), strict=True))
-        names = pa.array([identity.get(clip_id) for clip_id, _ in self.index.keys], pa.string())
-        return class_numbers(names, f"{self.uri}: identity_id")[0]
+        names = pa.array([identity.get(clip_id) for clip_id in self.index.clip_ids], pa.string())
+        return class_numbers(names, f"{self.uri}: identity_id")[0][self.index.clip]
 
 
 def _clips_of_split(uri: str, split: str) -> set[str]:

@@ -33,7 +33,12 @@ def clips(tmp_path_factory):
             image[..., 1], image[..., 2] = clip, i
             status = "no_face" if i % 3 == 2 else "ok"
             frames.append(
-                {"clip_id": f"c{clip}", "image_jpeg": encode_png(image), "status": status}
+                {
+                    "clip_id": f"c{clip}",
+                    "frame_index": i,
+                    "image_jpeg": encode_png(image),
+                    "status": status,
+                }
             )
         store.write_table(f"frames/c{clip}.parquet", rows(FRAMES, frames), row_group_size=2)
         store.write_table(
@@ -61,6 +66,7 @@ def test_only_good_frames_are_used(clips):
 
 def test_split_and_limit(clips):
     val = frame_images(clips, split="val")
+    assert [val.source.name(i) for i in range(2)] == ["c1:0", "c1:1"]
     assert marks(val) == [(1, 0), (1, 1)]
     few = frame_images(clips, limit=2)
     assert marks(few) == [(0, 0), (0, 6), (1, 0), (1, 1)]
