@@ -34,7 +34,7 @@ class FakeInputs:
     """`[B, 4, 4]`; None: as `cam2world`."""
     c: Tensor | None = None
     """Labels `[B, c_dim]`, or None."""
-    mixing: tuple[Tensor, int] | None = None
+    mixing: tuple[Tensor, int | Tensor] | None = None
     """Second latents `[B, z_dim]` and the first row of `ws` they drive, or None."""
     draws: RenderDraws = field(default_factory=RenderDraws)
     """Random numbers of the rendering; missing ones are drawn there."""
@@ -117,7 +117,7 @@ def draw_inputs(
         return _with_coded(inputs, coded, generator)
     if float(torch.rand(())) >= mixing_prob:
         return inputs
-    cutoff = int(torch.randint(1, generator.num_ws, ()))
+    cutoff = torch.randint(1, generator.num_ws, ()).to(device)
     return replace(inputs, mixing=(torch.randn(count, generator.z_dim, device=device), cutoff))
 
 

@@ -103,21 +103,27 @@ class Critic:
         return logits, {"camera": (position - fakes.position).square().mean()}
 
 
-def main_options(settings: GanSettings, alpha: float) -> RenderOptions:
-    """Return how Gmain renders: with the rays of the path regulariser."""
+def main_options(settings: GanSettings, alpha: float, fade: Tensor | None = None) -> RenderOptions:
+    """Return how Gmain renders: with the rays of the path regulariser.
+
+    Args:
+        settings: Numbers.
+        alpha: Growth stage.
+        fade: Weight of the newest level, in place of the one that `alpha` gives.
+    """
     return RenderOptions(
-        alpha=alpha, path_pixels=settings.path_pixels, path_fade=settings.path_fade
+        alpha=alpha, fade=fade, path_pixels=settings.path_pixels, path_fade=settings.path_fade
     )
 
 
-def plain_options(settings: GanSettings, alpha: float) -> RenderOptions:
-    """Return how the other phases render.
+def plain_options(settings: GanSettings, alpha: float, fade: Tensor | None = None) -> RenderOptions:
+    """Return how the other phases render; arguments as `main_options`.
 
     The original renders the regulariser's rays in every phase, though only Gmain uses them.
     """
     if settings.path_in_all_phases:
-        return main_options(settings, alpha)
-    return RenderOptions(alpha=alpha)
+        return main_options(settings, alpha, fade)
+    return RenderOptions(alpha=alpha, fade=fade)
 
 
 def generator_main(

@@ -38,6 +38,9 @@ class RenderOptions:
     """Noise of the layers that have it; None: random in training, constant otherwise."""
     path_pixels: int = 0
     """Pixels per side of the path regulariser in training; 0: no regulariser."""
+    fade: Tensor | None = None
+    """Weight of the newest level, a scalar, in place of the one that `alpha` gives: a compiled
+    generator then serves a whole growth stage."""
     path_fade: bool = False
     """Fade the regulariser's colours as the image fades; the original does not (Q13)."""
 

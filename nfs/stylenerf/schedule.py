@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -12,7 +14,7 @@ class Stage:
     """Pixels per side of the volume-rendered feature map."""
     image_resolution: int
     """Pixels per side of the output."""
-    fade: float | None
+    fade: float | Tensor | None
     """Weight of the newest level against the one before it; None: the newest alone."""
 
 
@@ -62,3 +64,14 @@ def stage(
         fade = math.modf(alpha * len(levels))[0]
     current = levels[active - 1] if active > 0 else resolution_start
     return Stage(min(resolution_vol, current), current, fade)
+
+
+def whole_stage(alpha: float, num_levels: int) -> tuple[float, float | None]:
+    """Return a value that is the same for all alphas of a growth stage, and the fade of this one.
+
+    What is compiled for a value of alpha then serves the whole stage.
+    """
+    if not 0 < alpha < 1:
+        return alpha, None
+    fade, full = math.modf(alpha * num_levels)
+    return (full + 0.5) / num_levels, fade

@@ -34,6 +34,7 @@ from nfs.stylenerf.phases import (
 )
 from nfs.stylenerf.players import Player, block_parameters
 from nfs.stylenerf.rounds import Round, divide
+from nfs.stylenerf.schedule import growth_levels, whole_stage
 from nfs.stylenerf.settings import GanSettings
 from nfs.training.ema import Ema, ema_beta
 from nfs.training.task import Evaluation
@@ -46,6 +47,8 @@ class _Moment:
     """What the clock decides for a step."""
 
     alpha: float
+    """Growth stage; perhaps any value of it, with the `fade` of the moment."""
+    fade: Tensor | None
     adversarial: bool
     where: str
 
@@ -142,7 +145,7 @@ class StyleNerfTask:
         self._follow(metrics, samples_seen)
         resolution = self.G.stage(now.alpha).image_resolution
         return metrics | {
-            "growth/alpha": torch.tensor(now.alpha),
+            "growth/alpha": torch.tensor(settings.alpha(samples_seen)),
             "growth/resolution_px": torch.tensor(float(resolution)),
             "augment/p": torch.tensor(self.augment.p),
             "score/path_length_mean": self.pl_mean.clone(),
@@ -198,10 +201,13 @@ class StyleNerfTask:
         )
 
     def _moment(self, samples_seen: int) -> _Moment:
+        alpha, fade, spec = self.settings.alpha(samples_seen), None, self.G.spec
+        if not spec.grow_field and not self.D.spec.fade:
+            levels = growth_levels(spec.resolution_start, spec.resolution_vol, spec.img_resolution)
+            alpha, weight = whole_stage(alpha, len(levels))
+            fade = None if weight is None else torch.tensor(weight, device=self.device)
         return _Moment(
-            self.settings.alpha(samples_seen),
-            self.settings.adversarial(samples_seen),
-            f"samples_seen={samples_seen}",
+            alpha, fade, self.settings.adversarial(samples_seen), f"samples_seen={samples_seen}"
         )
 
     def rounds(self, batch: dict[str, Tensor], samples_seen: int) -> list[Round]:
@@ -244,7 +250,9 @@ class StyleNerfTask:
 
         def loss(part: Round) -> PhaseLoss:
             inputs = self._draw(part, len(part.real), part.coded)
-            rendering = self._render(self.g.main, inputs, main_options(self.settings, now.alpha))
+            rendering = self._render(
+                self.g.main, inputs, main_options(self.settings, now.alpha, now.fade)
+            )
             made = inputs.fakes(rendering)
             if self.settings.share_fakes:
                 fakes.append(made.detach())
@@ -270,7 +278,7 @@ class StyleNerfTask:
             count = max(1, len(part.real) // self.settings.pl_batch_shrink)
             inputs = self._draw(part, count)
             rendering = self._render(
-                self.g.wrapped, inputs, plain_options(self.settings, now.alpha)
+                self.g.wrapped, inputs, plain_options(self.settings, now.alpha, now.fade)
             )
             noise = torch.randn_like(rendering.image)
             outcome, mean = generator_path_length(rendering, noise, self.pl_mean, self.settings)
@@ -284,7 +292,7 @@ class StyleNerfTask:
     ) -> dict[str, Tensor]:
         """Step D, on the given `fakes` where they are shared, else on new ones."""
         critic = self._critic(self.d.main, now)
-        options = plain_options(self.settings, now.alpha)
+        options = plain_options(self.settings, now.alpha, now.fade)
 
         def loss(number: int, part: Round) -> PhaseLoss:
             made = fakes[number] if self.settings.share_fakes else self._new_fakes(part, options)

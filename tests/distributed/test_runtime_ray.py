@@ -53,7 +53,7 @@ def test_units_on_two_actors(tmp_path):
 
 
 @pytest.mark.timeout(240)
-def test_two_ranks_equal_one_rank_and_resume_is_exact(tmp_path):
+def test_two_ranks_interrupted_half_way_equal_one_rank(tmp_path):
     # The noise of a step depends on the rank; without it ranks must add up to the whole batch.
     local = fit(tmp_path / "local", LaunchConfig(kind="local"), noise=0.0)
     half = fit(tmp_path / "two", TWO, noise=0.0, total_samples=48)
@@ -65,11 +65,6 @@ def test_two_ranks_equal_one_rank_and_resume_is_exact(tmp_path):
     ours, theirs = curve(tmp_path / "two"), curve(tmp_path / "local")
     assert [step for step, _ in ours] == [step for step, _ in theirs] == list(range(8, 97, 8))
     assert [v for _, v in ours] == pytest.approx([v for _, v in theirs], rel=1e-5, abs=1e-7)
-    # With noise, two runs of two ranks are the same run, interrupted or not.
-    fit(tmp_path / "whole", TWO)
-    fit(tmp_path / "parts", TWO, total_samples=48)
-    fit(tmp_path / "parts", TWO)
-    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
 @pytest.mark.timeout(240)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from nfs.geometry.rays import pixel_grid
 from nfs.stylenerf import Discriminator, Generator
@@ -15,6 +16,7 @@ from nfs.stylenerf.losses import path_lengths, real_loss
 from nfs.stylenerf.path_regularizer import _tile, _untile, path_loss, strided_pixels
 from nfs.stylenerf.phases import Critic, generator_path_length
 from nfs.stylenerf.rendering import RaySamples
+from nfs.stylenerf.schedule import whole_stage
 from nfs.stylenerf.settings import AugmentSettings, GanSettings, SpeedSettings
 from nfs.stylenerf.task import StyleNerfTask
 from tests.stylenerf_tiny import D_SPEC, SETTINGS, SPEC
@@ -279,3 +281,25 @@ def test_images_stay_single_in_bfloat16():
         inputs.render(task.G, RenderOptions()).depths_coarse,
     )
     assert rendering.image.shape == exact.image.shape
+
+
+def test_one_compiled_graph_serves_a_growth_stage():
+    generator = Generator(replace(SPEC, img_resolution=32)).train()
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(generator, backend=counter, fullgraph=True)
+    state = {k: v.clone() for k, v in generator.state_dict().items()}
+    for alpha in (0.6, 0.7, 0.9):
+        torch.manual_seed(3)
+        inputs = draw_inputs(generator, 2, conditions=Conditions(), mixing_prob=1.0)
+        images = []
+        stage_alpha, fade = whole_stage(alpha, 2)
+        assert stage_alpha == 0.75
+        options = RenderOptions(alpha=stage_alpha, fade=torch.tensor(fade), path_pixels=4)
+        plain = RenderOptions(alpha=alpha, path_pixels=4)
+        for network, chosen in ((compiled, options), (generator, plain)):
+            generator.load_state_dict(state)
+            torch.manual_seed(4)
+            images.append(inputs.render(network, chosen).image.detach())
+        torch.testing.assert_close(images[0], images[1])
+    assert counter.frame_count == 1
