@@ -331,6 +331,13 @@ class TrainStylenerfConfig(TrainingConfig):
                 "generator.grow_field: images have their full size at every stage; "
                 "set discriminator.progressive=false"
             )
+        grows = self.growth.end_kimg != 0 and not self.generator.grow_field
+        smaller = self.generator.resolution_start < self.generator.img_resolution
+        if grows and smaller and not self.discriminator.progressive:
+            raise ValueError(
+                "discriminator.progressive=false needs images of one size: set growth.start_kimg=0 "
+                "and growth.end_kimg=0, or generator.grow_field=true"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nfs.config.train_stylenerf import DiscriminatorConfig
+from nfs.config.train_stylenerf import DiscriminatorConfig, TrainStylenerfConfig
 from nfs.errors import InputError
 from nfs.stylenerf import Discriminator, DiscriminatorSpec
 from nfs.stylenerf.discriminator_head import camera_loss, pose9_to_matrix
@@ -201,6 +201,15 @@ def test_options_that_exclude_each_other(options, message):
 def test_settings_that_exclude_each_other(options, message):
     with pytest.raises(ValueError, match=message):
         DiscriminatorConfig(**options)
+
+
+def test_growing_images_need_a_growing_discriminator():
+    tree = {"clips": "clips", "batch_size": 8, "discriminator": {"progressive": False}}
+    with pytest.raises(ValueError, match=r"growth\.end_kimg=0"):
+        TrainStylenerfConfig.model_validate(tree)
+    TrainStylenerfConfig.model_validate(tree | {"growth": {"start_kimg": 0, "end_kimg": 0}})
+    grown = {"generator": {"grow_field": True}, "loss": {"path_pixels": 0}}
+    TrainStylenerfConfig.model_validate(tree | grown)
 
 
 def test_settings_and_spec_have_the_same_variants():
