@@ -1,6 +1,7 @@
 """Training the regressor on rendered heads, and its use as the start of a fit."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -113,6 +114,8 @@ def test_samples_are_aligned_faces_with_their_fits(artifacts, model):
             assert np.abs(found - item["landmarks"]).mean() < 0.5
             flips += int(not item["fit_shape"])
     assert 5 < flips < 30
+    travelled = pickle.loads(pickle.dumps(changed)).get(0, np.random.default_rng(0))
+    assert np.array_equal(travelled["image"], changed.get(0, np.random.default_rng(0))["image"])
     constant = mean_landmarks(plain, 8)
     assert constant.shape == (68, 2)
 

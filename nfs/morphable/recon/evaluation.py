@@ -21,7 +21,7 @@ from nfs.morphable.shading import posed_vertices, render
 from nfs.perceptual.protocol import identity_similarity
 
 Picture = NDArray[np.uint8]
-SHEET_CELL_PX = 160
+SHEET_CELL_PX = 224
 
 
 class Regressor(Protocol):
@@ -75,12 +75,12 @@ def sheet(regressor: Regressor, objective: ReconObjective, batch: Batch) -> Pict
     Rows: picture, landmarks (found by the detector green, predicted red), rendering over the
     picture, plain mesh over the picture, albedo, light on white.
     """
-    model, size = objective.model, objective.size
+    model, factor = objective.model, max(1, round(SHEET_CELL_PX / objective.size))
+    size = factor * objective.size
     coefficients = regressor(batch["image"].float() / 255)
-    images = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
-    predicted = objective.landmarks(coefficients)
-    marked = draw_points(images, batch["landmarks"], DETECTED_COLOUR)
-    marked = draw_points(marked, predicted, FITTED_COLOUR)
+    images = batch["image"].permute(0, 2, 3, 1).cpu().numpy().repeat(factor, 1).repeat(factor, 2)
+    marked = draw_points(images, factor * batch["landmarks"], DETECTED_COLOUR)
+    marked = draw_points(marked, factor * objective.landmarks(coefficients), FITTED_COLOUR)
     normals = vertex_normals(posed_vertices(model, coefficients), model.faces)
     light = irradiance(normals, coefficients.lighting) * 0.7
     rows = [images, marked]
@@ -90,9 +90,7 @@ def sheet(regressor: Regressor, objective: ReconObjective, batch: Batch) -> Pict
     for colours in (model.albedo(coefficients.texture), light):
         drawn = render(model, coefficients, size, colours=colours)
         rows.append(_over(np.full_like(images, 255), drawn.image, drawn.mask))
-    factor = max(1, round(SHEET_CELL_PX / size))
-    picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    return picture.repeat(factor, 0).repeat(factor, 1)
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
 
 def _per_frame(
