@@ -119,7 +119,8 @@ def run_command(job: str, schema: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")
         return 1
-    _print_result(result)
+    if torchrun_rank() == 0:
+        _print_result(result)
     return 0
 
 
@@ -177,6 +178,10 @@ def launch(
         )
     place = (directory or Path(config.storage) / name).absolute()
     incremental = getattr(module, "INCREMENTAL", False)
+    if torchrun_rank() > 0:
+        from nfs.tracking.null import NullTracker
+
+        return _follow(module, config, JobRun(short, name, place, NullTracker(), digest))
     with run_lock(place):
         record = open_record(place, job, digest, identity)
         inputs = input_ids(config)
@@ -191,6 +196,29 @@ def launch(
         tracker.set_tags({"nfs.job": job, "nfs.directory": str(place), "nfs.config_hash": digest})
         run = JobRun(short, name, place, tracker, digest, record["resumed"], quiet)
         return _run_tracked(module, config, run)
+
+
+def torchrun_rank() -> int:
+    """Return this process's rank under torchrun, 0 elsewhere."""
+    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def _follow(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:
+    """Work on a run that rank 0 holds, and record nothing."""
+    finished = finished_result(run.directory)
+    if finished is not None:
+        return finished
+    start = time.monotonic()
+    outcome = module.run(config, run)
+    return {
+        "job": run.job,
+        "run": run.name,
+        "directory": str(run.directory),
+        "metrics": dict(outcome.get("metrics", {})),
+        "artifacts": {},
+        "seconds": round(time.monotonic() - start, 3),
+        "mlflow_run_id": None,
+    }
 
 
 def _run_tracked(module: Any, config: JobConfig, run: JobRun) -> dict[str, Any]:

@@ -23,10 +23,13 @@ def train_job(
         model: Name of the family, recorded in the manifest.
         parents: Artifacts that the training reads.
     """
+    from jobs._launch import torchrun_rank
     from nfs.artifacts import write_manifest
     from nfs.runtime import run_training
 
     metrics = run_training(worker, config.tree(), config.launch, job.directory, job.tracker)
+    if torchrun_rank() > 0:
+        return {"metrics": metrics}
     checkpoint = job.output("checkpoint")
     write_manifest(
         checkpoint,

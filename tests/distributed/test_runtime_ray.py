@@ -52,7 +52,7 @@ def test_units_on_two_actors(tmp_path):
     assert read_table(uri, "rows").num_rows == 6
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_two_ranks_interrupted_half_way_equal_one_rank(tmp_path):
     # The noise of a step depends on the rank; without it ranks must add up to the whole batch.
     local = fit(tmp_path / "local", LaunchConfig(kind="local"), noise=0.0)
