@@ -1,9 +1,9 @@
 """Make a face data set of rendered open heads: `python -m jobs._render_identities OUT_DIR`.
 
-Writes `train.rec`/`train.idx` (InsightFace layout, 112 px) and `heldout.bin`, pairs of identities
-that are not in the records. Pose, light, expression, background and camera differ between the
-images of an identity, sometimes hair and glasses too. For trying a training; rendered heads are no
-substitute for people.
+Writes `train.rec`/`train.idx` (InsightFace layout, 112 px) and pairs of identities that are not in
+the records: `heldout.bin`, where pose, light, expression and background differ, and
+`heldout_hard.bin`, where pictures are also blurred, noisy, covered or of another day, as in the
+records. For trying a training; rendered heads are no substitute for people.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ def write_identities(folder: Path, plan: RenderPlan) -> int:
 
     count = write_face_records(folder / "train", training())
     numbers = range(plan.identities, plan.identities + plan.held_out)
-    faces = [studio.render_identity(number) for number in numbers]
-    rng = np.random.default_rng(plan.seed + 1)
-    images, same = draw_pairs([range(len(f)) for f in faces], plan.pairs, rng)
-    write_pairs(folder / "heldout.bin", [faces[i][j] for i, j in images], same)
+    for name, hard in (("heldout", False), ("heldout_hard", True)):
+        faces = [studio.render_identity(number, hard=hard) for number in numbers]
+        rng = np.random.default_rng(plan.seed + 1)
+        images, same = draw_pairs([range(len(f)) for f in faces], plan.pairs, rng)
+        write_pairs(folder / f"{name}.bin", [faces[i][j] for i, j in images], same)
     return count
 
 
@@ -98,28 +99,36 @@ class HeadStudio:
         self.plan, self.model = plan, load_model()
         self.painter = Painter(self.model)
 
-    def render_identity(self, identity: int) -> list[bytes]:
-        """Render one person's images as aligned 112 px JPEG."""
+    def render_identity(self, identity: int, *, hard: bool = True) -> list[bytes]:
+        """Render one person's images as aligned 112 px JPEG.
+
+        Args:
+            identity: Number of the person.
+            hard: Bad pictures too, and other days' hair, beard, make-up and glasses.
+        """
         import numpy as np
         import torch
 
-        from jobs._rendered_camera import develop
+        from jobs._rendered_camera import develop, occlude
         from jobs._rendered_looks import draw_look, vary_look
         from nfs.arcface.datasets import align_face
+        from nfs.media.images import encode_jpeg
 
         rng = np.random.default_rng((self.plan.seed, identity))
         usual = draw_look(rng)
         other = vary_look(usual, rng)
         days = rng.random(self.plan.images) < _OTHER_DAY
-        looks = [other if day else usual for day in days]
+        looks = [other if day and hard else usual for day in days]
         with torch.no_grad():
             heads, masks, points = self._heads(looks, rng)
         out = []
         for look, head, mask, landmarks in zip(looks, heads, masks, points, strict=True):
             picture = _photograph(head, mask, landmarks, look, rng)
+            if hard and rng.random() < _OCCLUDED:
+                picture = occlude(picture, rng)
             noise = rng.normal(0, _LANDMARK_NOISE_PX, landmarks.shape)
-            pixels = (picture * 255).astype(np.uint8)
-            out.append(develop(align_face(pixels, landmarks + noise), rng))
+            pixels = align_face((picture * 255).astype(np.uint8), landmarks + noise)
+            out.append(develop(pixels, rng) if hard else encode_jpeg(pixels))
         return out
 
     def _heads(
@@ -163,7 +172,7 @@ def _photograph(
     """Return the scene `[H, W, 3]` in [0, 1] with a head in it."""
     import numpy as np
 
-    from jobs._rendered_camera import background, draw_glasses, draw_long_hair, expose, occlude
+    from jobs._rendered_camera import background, draw_glasses, draw_long_hair, expose
 
     behind = background(_RENDER_PX, rng)
     if look.long_hair:
@@ -171,8 +180,7 @@ def _photograph(
     picture = np.where(mask[..., None], head, behind)
     if look.glasses:
         picture = draw_glasses(picture, landmarks, look.glasses)
-    picture = expose(picture, mask, rng)
-    return occlude(picture, rng) if rng.random() < _OCCLUDED else picture
+    return expose(picture, mask, rng)
 
 
 def _expressions(model: MorphableModel, count: int, rng: np.random.Generator) -> Floats:
@@ -214,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     folder = options.pop("folder")
     count = write_identities(folder, RenderPlan(**options))
-    logger.info("%s: %d training images, heldout.bin", folder, count)
+    logger.info("%s: %d training images, heldout.bin, heldout_hard.bin", folder, count)
     return 0
 
 
