@@ -140,7 +140,7 @@ def _summarise(
         logging.getLogger("nfs.jobs").warning("%s: %s", evaluated.config.checkpoint, problem)
     if GENERATED in units:
         generated, real = (
-            torch.cat([part["features"] for part in read_rows(uri, keys[kind])]).numpy()
+            torch.cat([part["features"] for part in read_rows(uri, keys[kind])])
             for kind, uri in ((GENERATED, work), (REAL, real_uri))
         )
         found = compare_sets(real, generated, evaluated.features.names, seed=evaluated.config.seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from torch import Tensor
 from nfs.config.evaluate import ArcfaceFeatures, FaceFeatures, InceptionFile
 from nfs.errors import ConfigError
 from nfs.perceptual.dlib_face import DlibDistance, face_chip
-from nfs.perceptual.frechet import frechet_distance, kernel_distance_of_subsets
+from nfs.perceptual.frechet import (
+    Features,
+    as_features,
+    frechet_distance,
+    kernel_distance_of_subsets,
+)
 from nfs.perceptual.neighbours import NUM_NEIGHBOURS, precision_recall
 from nfs.perceptual.protocol import IdentityEmbedding
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def build_extractor(
 
 
 def compare_sets(
-    real: ArrayLike, generated: ArrayLike, names: MetricNames, *, seed: int = 0
+    real: Features, generated: Features, names: MetricNames, *, seed: int = 0
 ) -> dict[str, float]:
     """Return the distances between two feature sets by name.
 
@@ -147,11 +149,12 @@ def compare_sets(
     Returns:
         Frechet and kernel distance; precision and recall where both sets have more than 3 rows.
     """
+    real, generated = as_features(real), as_features(generated)
     metrics = {
         names.frechet: frechet_distance(real, generated),
         names.kernel: kernel_distance_of_subsets(real, generated, seed=seed),
     }
-    if min(len(real), len(generated)) > NUM_NEIGHBOURS:  # type: ignore[arg-type]  # 2-D
+    if min(len(real), len(generated)) > NUM_NEIGHBOURS:
         metrics[names.precision], metrics[names.recall] = precision_recall(real, generated)
     return metrics
 

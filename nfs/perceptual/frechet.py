@@ -4,7 +4,8 @@ Both are biased or noisy for few samples: compare equal counts, log the count, r
 other. What they are called is the business of the feature extractor (`nfs.perceptual.extractors`):
 only Inception's are FID and KID.
 
-Legend: N and M samples, D feature size; float64 inside.
+Legend: N and M samples, D feature size. Sets are tensors (the work is done on their device) or
+anything that numpy reads; float64 inside.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import linalg
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
-Array = NDArray[np.float64]
+Features = ArrayLike | Tensor
 
 NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -29,32 +31,30 @@ class Moments:
 
     count: int
     """N."""
-    mean: Array
-    """`[D]`."""
-    scatter: Array
-    """`[D, D]` sum of outer products of the deviations from the mean."""
+    mean: Tensor
+    """`[D]` float64."""
+    scatter: Tensor
+    """`[D, D]` float64, sum of outer products of the deviations from the mean."""
 
     @classmethod
-    def of(cls, features: ArrayLike) -> Moments:
+    def of(cls, features: Features) -> Moments:
         """Measure `[N, D]`, N >= 1, a chunk at a time, so that float32 rows are never copied whole.
 
         Raises:
             ValueError: If the shape is wrong or a value is not finite.
         """
-        rows = np.asarray(features)
+        rows = as_features(features)
         if rows.ndim != 2 or not len(rows):
-            raise ValueError(f"a feature set must be [N, D], N >= 1, got {rows.shape}")
-        parts = (
-            rows[i : i + _CHUNK_ROWS].astype(np.float64) for i in range(0, len(rows), _CHUNK_ROWS)
-        )
-        total = cls._of_chunk(next(parts))
+            raise ValueError(f"a feature set must be [N, D], N >= 1, got {list(rows.shape)}")
+        parts = iter(rows.split(_CHUNK_ROWS))
+        total = cls._of_chunk(next(parts).double())
         for part in parts:
-            total = total + cls._of_chunk(part)
+            total = total + cls._of_chunk(part.double())
         return total
 
     @classmethod
-    def _of_chunk(cls, rows: Array) -> Moments:
-        if not np.isfinite(rows).all():
+    def _of_chunk(cls, rows: Tensor) -> Moments:
+        if not bool(rows.isfinite().all()):
             raise ValueError("a feature is not finite; the images or the network are broken")
         mean = rows.mean(0)
         centred = rows - mean
@@ -64,18 +64,18 @@ class Moments:
         """Return the moments of both sets together (Chan, Golub, LeVeque 1983)."""
         count = self.count + other.count
         shift = other.mean - self.mean
-        between = np.outer(shift, shift) * (self.count * other.count / count)
+        between = torch.outer(shift, shift) * (self.count * other.count / count)
         return Moments(
             count, self.mean + shift * (other.count / count), self.scatter + other.scatter + between
         )
 
     @property
-    def covariance(self) -> Array:
+    def covariance(self) -> Tensor:
         """Unbiased covariance `[D, D]`; needs N >= 2."""
         return self.scatter / (self.count - 1)
 
 
-def frechet_distance(first: Moments | ArrayLike, second: Moments | ArrayLike) -> float:
+def frechet_distance(first: Moments | Features, second: Moments | Features) -> float:
     """Return the Frechet distance of Gaussians fitted to two feature sets (Dowson, Landau 1982).
 
     `|mean difference|^2 + tr(A + B - 2 (A B)^(1/2))`; the trace of the root is the sum of square
@@ -94,19 +94,18 @@ def frechet_distance(first: Moments | ArrayLike, second: Moments | ArrayLike) ->
     if a.mean.shape != b.mean.shape or min(a.count, b.count) < 2:
         raise ValueError(
             "feature sets must be [N, D] and [M, D], N, M >= 2: "
-            f"{(a.count, *a.mean.shape)}, {(b.count, *b.mean.shape)}"
+            f"{[a.count, *a.mean.shape]}, {[b.count, *b.mean.shape]}"
         )
     difference = a.mean - b.mean
     cov_a, cov_b = a.covariance, b.covariance
-    values, vectors = linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(_without_noise(values))) @ vectors.T
-    eigenvalues = _without_noise(linalg.eigvalsh(root_a @ cov_b @ root_a))
-    root_trace = np.sqrt(eigenvalues).sum()
-    value = difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * root_trace
-    return float(max(value, 0.0))
+    values, vectors = torch.linalg.eigh(cov_a)
+    root_a = (vectors * _without_noise(values).sqrt()) @ vectors.T
+    eigenvalues = _without_noise(torch.linalg.eigvalsh(root_a @ cov_b @ root_a))
+    value = difference @ difference + cov_a.trace() + cov_b.trace() - 2 * eigenvalues.sqrt().sum()
+    return max(float(value), 0.0)
 
 
-def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
+def kernel_distance(first: Features, second: Features) -> float:
     """Return the unbiased squared MMD with the kernel `(x.y / D + 1)^3` (Binkowski et al. 2018).
 
     Args:
@@ -116,18 +115,14 @@ def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
     Returns:
         A value that is 0 in expectation for equal distributions and can be slightly negative.
     """
-    a, b = _checked(first, second)
-    num_a, num_b = len(a), len(b)
-    within_a = _kernel(a, a)
-    within_b = _kernel(b, b)
-    term_a = (within_a.sum() - np.trace(within_a)) / (num_a * (num_a - 1))
-    term_b = (within_b.sum() - np.trace(within_b)) / (num_b * (num_b - 1))
-    return float(term_a + term_b - 2 * _kernel(a, b).mean())
+    a, b = _pair(first, second)
+    a, b = a.double(), b.double()
+    return float(_within(a) + _within(b) - 2 * _kernel(a, b).mean())
 
 
 def kernel_distance_of_subsets(
-    first: ArrayLike,
-    second: ArrayLike,
+    first: Features,
+    second: Features,
     *,
     num_subsets: int = NUM_SUBSETS,
     subset_size: int = SUBSET_SIZE,
@@ -142,7 +137,7 @@ def kernel_distance_of_subsets(
         subset_size: Rows per draw, at most N and M.
         seed: Seed of the draws.
     """
-    a, b = _checked(first, second)
+    a, b = _pair(first, second)
     size = min(len(a), len(b), subset_size)
     if size == len(a) == len(b):  # every subset would be the whole
         return kernel_distance(a, b)
@@ -150,26 +145,42 @@ def kernel_distance_of_subsets(
     return float(np.mean([kernel_distance(a[i], b[j]) for i, j in pairs]))
 
 
+def as_features(features: Features) -> Tensor:
+    """Return a feature set as a tensor."""
+    return features if isinstance(features, Tensor) else torch.from_numpy(np.asarray(features))
+
+
 def _subsets(
     num_a: int, num_b: int, size: int, count: int, seed: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield rng.choice(num_a, size, replace=False), rng.choice(num_b, size, replace=False)
+        chosen = (rng.choice(number, size, replace=False) for number in (num_a, num_b))
+        first, second = map(torch.from_numpy, chosen)
+        yield first, second
 
 
-def _kernel(a: Array, b: Array) -> Array:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+def _within(rows: Tensor) -> Tensor:
+    """Return the mean kernel of pairs of different rows."""
+    kernel = _kernel(rows, rows)
+    return (kernel.sum() - kernel.trace()) / (len(rows) * (len(rows) - 1))
 
 
-def _without_noise(eigenvalues: Array) -> Array:
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    base = a @ b.T / a.shape[1] + 1
+    return base * base * base
+
+
+def _without_noise(eigenvalues: Tensor) -> Tensor:
     """Set to zero what rounding makes of the zero eigenvalues of a singular matrix."""
-    floor = np.finfo(np.float64).eps * len(eigenvalues) * max(eigenvalues.max(), 0.0)
-    return np.where(eigenvalues > floor, eigenvalues, 0.0)
+    floor = torch.finfo(torch.float64).eps * len(eigenvalues) * eigenvalues.max().clamp_min(0)
+    return torch.where(eigenvalues > floor, eigenvalues, torch.zeros_like(eigenvalues))
 
 
-def _checked(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+def _pair(first: Features, second: Features) -> tuple[Tensor, Tensor]:
+    a, b = as_features(first), as_features(second)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"feature sets must be [N, D] and [M, D], N, M >= 2: {a.shape}, {b.shape}")
+        raise ValueError(
+            f"feature sets must be [N, D] and [M, D], N, M >= 2: {list(a.shape)}, {list(b.shape)}"
+        )
     return a, b

@@ -122,7 +122,7 @@ class GeneratorEvaluator:
         )
         if real is None or generated is None:
             return {}
-        metrics = compare_sets(real.numpy(), generated["features"].numpy(), features.names)
+        metrics = compare_sets(real.to(device), generated["features"].to(device), features.names)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def _real_features(
