@@ -1,10 +1,9 @@
 """StyleNeRF: evaluation forward and one training iteration against the original's order.
 
 The networks are the published widths at 64 pixels ("bench64", spec/stylenerf.md 4.2). Baseline and
-ours have the same weights and do the same mathematics: one G step, one D step and 1/16 of an R1
-step. The original's path regulariser and path length penalty, which ours does not have, are left
-out of both. Before timing, images, losses and gradients of the two are compared at the same depths
-and noise.
+ours have the same weights and do the same mathematics: one G step, one D step, 1/4 of a path-length
+step and 1/16 of an R1 step. The original's path regulariser is left out of both. Before timing,
+images, losses and gradients of the two are compared at the same depths and noise.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from nfs.runtime.local import LocalContext
 from nfs.stylenerf.cameras import draw_cameras
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.generator import Generator, RenderOptions
-from nfs.stylenerf.losses import fake_loss, lazy_adam, r1_penalty, real_loss
+from nfs.stylenerf.losses import fake_loss, lazy_adam, path_lengths, r1_penalty, real_loss
 from nfs.stylenerf.rendering import RenderDraws
 from nfs.stylenerf.settings import GanSettings
 from nfs.stylenerf.spec import DiscriminatorSpec, GeneratorSpec
@@ -31,7 +30,8 @@ from nfs.stylenerf.task import StyleNerfTask
 from nfs.tracking.null import NullTracker
 from nfs.training.ema import ema_beta
 
-RESOLUTION, BATCH, R1_INTERVAL, KIMG = 64, 4, 16, 20.0
+RESOLUTION, BATCH, KIMG = 64, 4, 20.0
+R1_INTERVAL, PL_INTERVAL, PL_SHRINK = 16, 4, 2
 LIMITS = {"image": 1e-4, "loss": 1e-8, "gradients": 1e-6}
 
 
@@ -45,8 +45,8 @@ def main() -> None:
         {"configuration": "bench64", "batch": BATCH, "num_samples": generator.spec.num_samples},
     )
     report.notes.append(
-        "iteration = G step + D step + 1/16 of an R1 step; the original's path regulariser and "
-        "path length penalty are in neither"
+        "iteration = G step + D step + 1/4 of a path-length step + 1/16 of an R1 step; the "
+        "original's path regulariser is in neither"
     )
     compare_evaluation(report, copy.deepcopy(generator))
     compare_training(report, copy.deepcopy(generator), copy.deepcopy(discriminator))
@@ -55,7 +55,8 @@ def main() -> None:
     report.ratio("generator forward, eval", "forward plain", "forward nfs", target=1.6)
     report.ratio("training iteration", "iteration plain", "iteration nfs", target=1.4)
     report.ratio("G step + D step", "G+D plain", "G+D nfs")
-    report.ratio("G step + D step + R1", "G+D+R1 plain", "G+D+R1 nfs")
+    report.ratio("G step + D step + path length", "G+D+PL plain", "G+D+PL nfs")
+    report.ratio("G step + D step + path length + R1", "G+D+PL+R1 plain", "G+D+PL+R1 nfs")
     report.write(options.out)
 
 
@@ -156,38 +157,47 @@ def time_iteration(
     report: Report, generator: Generator, discriminator: Discriminator, repeats: int
 ) -> None:
     settings = GanSettings(
-        batch_size=BATCH, ema_kimg=KIMG, r1_interval=R1_INTERVAL, pl_weight=0, path_pixels=0
+        batch_size=BATCH,
+        ema_kimg=KIMG,
+        r1_interval=R1_INTERVAL,
+        pl_interval=PL_INTERVAL,
+        pl_batch_shrink=PL_SHRINK,
+        path_pixels=0,
     )
     batch = {"image": torch.randint(0, 256, (BATCH, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)}
     task = StyleNerfTask(copy.deepcopy(generator), copy.deepcopy(discriminator), settings)
     baseline = PlainTrainer(copy.deepcopy(generator), copy.deepcopy(discriminator), settings)
     with tempfile.TemporaryDirectory() as folder:
         task.setup(LocalContext(Path(folder), NullTracker()))
-        short = {
-            "G+D plain": lambda: baseline.step(batch["image"], with_r1=False),
-            "G+D nfs": lambda: task.train_step(batch, BATCH),
-        }
-        long = {
-            "G+D+R1 plain": lambda: baseline.step(batch["image"], with_r1=True),
-            "G+D+R1 nfs": lambda: task.train_step(batch, 0),
-        }
-        report.timings |= interleave(short, repeats=repeats, warmup=0)
-        report.timings |= interleave(long, repeats=max(1, repeats // 2), warmup=0)
+        clock = {"G+D": BATCH, "G+D+PL": PL_INTERVAL * BATCH, "G+D+PL+R1": 0}
+        for steps, samples_seen in clock.items():
+
+            def ours(samples_seen: int = samples_seen) -> None:
+                task.train_step(batch, samples_seen)
+
+            def plain(steps: str = steps) -> None:
+                baseline.step(batch["image"], with_pl="PL" in steps, with_r1="R1" in steps)
+
+            few = repeats if steps == "G+D" else max(1, repeats // 2)
+            cases = {f"{steps} plain": plain, f"{steps} nfs": ours}
+            report.timings |= interleave(cases, repeats=few, warmup=0)
     for kind in ("plain", "nfs"):
-        without, within = report.timings[f"G+D {kind}"], report.timings[f"G+D+R1 {kind}"]
+        most, some, rare = (report.timings[f"{steps} {kind}"] for steps in clock)
         report.timings[f"iteration {kind}"] = Timing(
-            amortised(without.wall_s, within.wall_median_s),
-            amortised(without.cpu_s, within.cpu_median_s),
+            amortised(most.wall_s, some.wall_median_s, rare.wall_median_s),
+            amortised(most.cpu_s, some.cpu_median_s, rare.cpu_median_s),
         )
 
 
-def amortised(without: list[float], within: float) -> list[float]:
-    """Seconds of an iteration in which every 16th has the R1 step."""
-    return [((R1_INTERVAL - 1) * seconds + within) / R1_INTERVAL for seconds in without]
+def amortised(most: list[float], with_pl: float, with_both: float) -> list[float]:
+    """Seconds of an iteration: every 4th has the path-length step, every 16th also R1."""
+    both, pl = 1, R1_INTERVAL // PL_INTERVAL - 1
+    plain = R1_INTERVAL - both - pl
+    return [(plain * seconds + pl * with_pl + both * with_both) / R1_INTERVAL for seconds in most]
 
 
 class PlainTrainer:
-    """G step, D step and R1 as the original orders them: separate passes, loops over parameters.
+    """All steps as the original orders them: separate passes, loops over parameters.
 
     Args:
         generator: Weights.
@@ -202,14 +212,17 @@ class PlainTrainer:
         self.G_ema = copy.deepcopy(generator)
         lr, betas = lazy_adam(settings.discriminator_lr, settings.betas, settings.r1_interval)
         self.D_optimizer = torch.optim.Adam(self.D.parameters(), lr=lr, betas=betas, eps=1e-8)
-        lr, betas = lazy_adam(settings.generator_lr, settings.betas, None)
+        lr, betas = lazy_adam(settings.generator_lr, settings.betas, settings.pl_interval)
+        self.pl_mean = torch.zeros(())
         self.G_optimizer = torch.optim.Adam(self.G.parameters(), lr=lr, betas=betas, eps=1e-8)
 
-    def step(self, images: Tensor, *, with_r1: bool) -> None:
+    def step(self, images: Tensor, *, with_pl: bool, with_r1: bool) -> None:
         """One iteration."""
         real = images.float() / 127.5 - 1
         score = PlainDiscriminator(self.D)
         self._phase(self.G, self.G_optimizer, lambda: real_loss(score(self._fakes())))
+        if with_pl:
+            self._phase(self.G, self.G_optimizer, self._path_length)
         self._phase(
             self.D,
             self.D_optimizer,
@@ -235,14 +248,26 @@ class PlainTrainer:
         optimizer.step()
 
     def _fakes(self) -> Tensor:
-        z, cameras, code = inputs(self.G)
+        return self._render(BATCH)[0]
+
+    def _render(self, count: int) -> tuple[Tensor, Tensor]:
+        z, cameras, code = (values[:count] for values in inputs(self.G))
         ws = self.G.mapping(z, update_average=True)
         cutoff = self.G.num_ws
         if float(torch.rand(())) < self.settings.style_mixing_prob:
             cutoff = int(torch.randint(1, self.G.num_ws, ()))
         other = self.G.mapping(torch.randn_like(z))
         ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
-        return PlainGenerator(self.G)(ws, cameras, code).image
+        return PlainGenerator(self.G)(ws, cameras, code).image, ws
+
+    def _path_length(self) -> Tensor:
+        settings = self.settings
+        image, ws = self._render(BATCH // settings.pl_batch_shrink)
+        lengths = path_lengths(image, ws, torch.randn_like(image))
+        mean = self.pl_mean.lerp(lengths.mean(), settings.pl_decay)
+        self.pl_mean = mean.detach()
+        penalty = (lengths - mean).square().mean()
+        return penalty * settings.pl_weight * settings.pl_interval + 0 * image.mean()
 
     def _r1(self, score: PlainDiscriminator, real: Tensor) -> Tensor:
         real = real.detach().requires_grad_(True)
