@@ -32,7 +32,7 @@ def batches(loader, clock, dataset=None):
         return list(found)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_same_batches_in_the_same_order(monkeypatch):
     monkeypatch.setattr("nfs.runtime.ray_backend._STREAM_WINDOW", 30)  # two data sets
     clock = range(16, 16 + 8 * 45, 8)
@@ -42,7 +42,7 @@ def test_same_batches_in_the_same_order(monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_an_error_in_an_actor_ends_the_stream_with_its_message():
     order = [reader(LineDataset())._sampler.item_at(p) for p in reader(LineDataset()).positions(64)]
     with pytest.raises(InputError, match=f"^item {order[0]} cannot be read$"):

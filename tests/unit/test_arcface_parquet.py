@@ -1,15 +1,20 @@
 """Faces in parquet shards as ArcFace training data."""
 
+import pickle
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nfs.arcface.augment import augment
 from nfs.arcface.builders import build_source
 from nfs.arcface.conversion import check_source, convert_to_records
 from nfs.arcface.datasets import FaceImages, open_source
+from nfs.arcface.recordio import RecordError
 from nfs.arcface.records import FaceRecords
-from nfs.config.train_arcface import TrainArcfaceConfig
+from nfs.config.train_arcface import AugmentConfig, TrainArcfaceConfig
 from nfs.errors import InputError
 from nfs.media.images import encode_jpeg
 
@@ -71,3 +76,30 @@ def test_parquet_is_checked_and_becomes_records_without_loss(tmp_path):
     records = FaceRecords(tmp_path / "train.rec")
     stored = {records.read(i).image for i in range(4)}
     assert stored == {open_source(path).encoded(i) for i in range(4)}
+
+
+def test_training_images_travel_to_other_processes(tmp_path):
+    path = write(tmp_path / "a", [1, 0, 1, 0])
+    convert_to_records(path, tmp_path / "train")
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    (tmp_path / "folder" / "x" / "0.jpg").write_bytes(face(7))
+    change = partial(augment, settings=AugmentConfig(flip=1.0))
+    for place in (path, str(tmp_path / "train.rec"), str(tmp_path / "folder")):
+        images = FaceImages(open_source(place), change=change)
+        images.get(0, np.random.default_rng(0))  # files are open now
+        again = pickle.loads(pickle.dumps(images))
+        for a, b in zip(
+            images.get(0, np.random.default_rng(1)).values(),
+            again.get(0, np.random.default_rng(1)).values(),
+            strict=True,
+        ):
+            assert np.array_equal(a, b)
+
+
+def test_damaged_records_are_reported_across_processes():
+    error = pickle.loads(pickle.dumps(RecordError("a.rec", 12, "no magic", 16)))
+    assert (str(error), error.offset, error.resume_at) == (
+        "a.rec: record at byte 12: no magic",
+        12,
+        16,
+    )
