@@ -14,6 +14,7 @@ SEARCHES = sorted((REPOSITORY / "tuning" / "configs").glob("*/*.yaml"))
 # What only the caller knows.
 REQUIRED = {
     "render": ["identity=i", "expression.checkpoint=c", "speech=s.wav"],
+    "render/orbit": ["identity=i"],
     "pipeline": ["input=clip.mp4"],
 }
 
@@ -26,7 +27,7 @@ def in_repository(monkeypatch):
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f"{f.parent.name}-{f.stem}")
 def test_every_job_configuration_is_valid(file):
     job = file.parent.name
-    config = schema_of(job).load(file, REQUIRED.get(job, []))
+    config = schema_of(job).load(file, REQUIRED.get(f"{job}/{file.stem}", REQUIRED.get(job, [])))
     assert schema_of(job).from_tree(config.tree()) == config
 
 
