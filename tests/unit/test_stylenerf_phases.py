@@ -10,6 +10,7 @@ from nfs.geometry.rays import pixel_grid
 from nfs.stylenerf import Discriminator, Generator
 from nfs.stylenerf.adaptive import AdaptiveAugment
 from nfs.stylenerf.cameras import draw_positions
+from nfs.stylenerf.field_options import FieldOptions, InputSpec
 from nfs.stylenerf.generator import RenderOptions
 from nfs.stylenerf.latents import Conditions, draw_inputs
 from nfs.stylenerf.losses import path_lengths, real_loss
@@ -18,6 +19,7 @@ from nfs.stylenerf.phases import Critic, generator_path_length
 from nfs.stylenerf.rendering import RaySamples
 from nfs.stylenerf.schedule import whole_stage
 from nfs.stylenerf.settings import AugmentSettings, GanSettings, SpeedSettings
+from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.task import StyleNerfTask
 from tests.stylenerf_tiny import D_SPEC, SETTINGS, SPEC
 
@@ -303,3 +305,42 @@ def test_one_compiled_graph_serves_a_growth_stage():
             images.append(inputs.render(network, chosen).image.detach())
         torch.testing.assert_close(images[0], images[1])
     assert counter.frame_count == 1
+
+
+PLANES = replace(
+    SPEC,
+    inputs=InputSpec(kind="tri_plane", resolution=16, channels=4),
+    foreground=FieldOptions(styled=False, colour="separate"),
+    field_num_layers=0,
+    background=None,
+    normalized_distances=True,
+    grow_field=True,
+    kernel_size=3,
+    upsample_mode="default",
+)
+SHUFFLED = replace(SPEC, upsample_mode="pixelshuffle", cameras=CameraPrior(gaussian=False))
+WARPED = replace(SPEC, background=None, depth_warp="inverse", depth_range=(0.88, 3.2))
+
+
+@pytest.mark.parametrize(
+    ("spec", "d_spec", "changes"),
+    [
+        (PLANES, replace(D_SPEC, progressive=False), {"path_pixels": 0}),
+        (SHUFFLED, D_SPEC, {"path_pixels": 0}),
+        (WARPED, replace(D_SPEC, architecture="resnet", progressive=False), {}),
+        (replace(SPEC, use_noise=True, kernel_size=3), replace(D_SPEC, fade=True), {}),
+        (
+            SPEC,
+            replace(D_SPEC, camera="uvr", separate_camera=True, mapping_num_layers=2),
+            {},
+        ),
+        (replace(SPEC, img_resolution=8), replace(D_SPEC, img_resolution=8), {}),
+    ],
+    ids=["planes", "shuffled", "warped", "noise", "camera", "field_alone"],
+)
+def test_every_parameter_of_every_kind_of_network_is_trained(spec, d_spec, changes):
+    task = make_task(spec, d_spec, **changes)
+    task.train_step(batch(), 0)
+    for player in (task.g, task.d):
+        assert all(p in player.optimizer.state for p in player.parameters)
+        assert len(player.parameters) == len(list(player.network.parameters()))
