@@ -12,6 +12,8 @@ from PIL import Image
 
 from jobs import _evaluation
 from jobs._launch import launch
+from nfs.arcface.backbones import BackboneOptions, build_backbone
+from nfs.arcface.export import export_backbone
 from nfs.artifacts import read_manifest, verify
 from nfs.config.evaluate import EvaluateConfig
 from nfs.errors import ArtifactError, ConfigError, InputError
@@ -125,3 +127,15 @@ def test_two_ray_workers_find_what_one_process_finds(inputs, tmp_path, ray_clust
     both = launch("evaluate", config(inputs, tmp_path, launch=launch_settings), run_name="both")
     same = [k for k in alone["metrics"] if k.startswith("eval/") and not k.endswith("_per_s")]
     assert {k: both["metrics"][k] for k in same} == {k: alone["metrics"][k] for k in same}
+
+
+def test_an_arcface_checkpoint_can_judge(inputs, tmp_path):
+    torch.manual_seed(0)
+    options = BackboneOptions()
+    backbone = build_backbone("mbf", embedding_size=32, options=options)
+    export_backbone(tmp_path / "arcface", backbone, name="mbf", embedding_size=32, options=options)
+    arcface = {"kind": "arcface", "checkpoint": str(tmp_path / "arcface")}
+    changes = {"features": arcface, "identity": arcface, "orbit_latents": 0, "num_real": 4}
+    metrics = launch("evaluate", config(inputs, tmp_path, **changes), quiet=True)["metrics"]
+    assert {"eval/frechet_arcface_mbf", "eval/identity_views_arcface_mbf"} <= metrics.keys()
+    assert not any("face" in key and "arcface" not in key for key in metrics)
