@@ -20,7 +20,7 @@ from nfs.tracking.null import NullTracker
 from nfs.training.state import load_state
 from tests.stylenerf_tiny import BATCH, curve, r1_rank, r1_step, train_rank, worker
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 TOTAL = 18 * BATCH
 
 

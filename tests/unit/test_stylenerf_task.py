@@ -13,8 +13,8 @@ from nfs.stylenerf.builders import build_discriminator, build_generator, build_p
 from nfs.stylenerf.cameras import draw_cameras
 from nfs.stylenerf.export import load_discriminator, load_generator
 from nfs.stylenerf.losses import lazy_adam, r1_penalty
-from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.settings import GanSettings
+from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.task import StyleNerfTask
 
 SPEC = GeneratorSpec(
