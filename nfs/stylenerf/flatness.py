@@ -19,6 +19,7 @@ from nfs.geometry.rays import pixel_grid
 
 FLAT_BELOW = 0.06
 EMPTY_BELOW = 0.02
+HOLLOW_BELOW = -0.2
 SOLID_OPACITY = 0.5
 
 
@@ -41,7 +42,7 @@ class Shape:
             return "the foreground is empty: the background paints the picture"
         if self.relief < FLAT_BELOW:
             return "the geometry is flat"
-        if self.bulge < 0:
+        if self.bulge < HOLLOW_BELOW:
             return "the geometry is hollow: its middle is farther away than its rim"
         return None
 
