@@ -28,7 +28,7 @@ class SeekableSampler:
             raise InputError("the training set is empty; look at the artifact's status columns")
         self._num_items, self._seed = num_items, seed
         # Batches read ahead may lie in two epochs.
-        self._orders: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._orders: OrderedDict[int, NDArray[np.signedinteger]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, int]:
@@ -44,7 +44,11 @@ class SeekableSampler:
             order = self._orders.get(epoch)
             if order is None:
                 rng = np.random.default_rng(derive_seed("order", self._seed, epoch))
-                order = self._orders[epoch] = rng.permutation(self._num_items)
+                # Half the memory of 64-bit numbers; the order is the same for both.
+                small = self._num_items < 2**31
+                order = np.arange(self._num_items, dtype=np.int32 if small else np.int64)
+                rng.shuffle(order)
+                self._orders[epoch] = order
                 while len(self._orders) > 2:
                     self._orders.popitem(last=False)
         return int(order[offset])

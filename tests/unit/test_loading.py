@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfs.config.base import LaunchConfig, LoaderConfig, TrainingConfig
+from nfs.config.base import LoaderConfig, TrainingConfig
 from nfs.errors import ConfigError, InputError
 from nfs.runtime.local import LocalContext
 from nfs.tracking.jsonl import JsonlTracker
@@ -125,7 +125,8 @@ def test_settings_without_effect_are_refused():
         LoaderConfig.from_tree({"prefetch_batches": 0, "workers": 2})
     with pytest.raises(ConfigError, match="needs prefetch_batches"):
         LoaderConfig.from_tree({"prefetch_batches": 0, "ingest": "ray_data"})
-    local = {"launch": LaunchConfig(kind="local").tree(), "loader": {"ingest": "ray_data"}}
+    counts = dict.fromkeys(("batch_size", "log_every", "evaluate_every", "checkpoint_every"), 8)
+    local = {"launch": {"kind": "local"}, "loader": {"ingest": "ray_data"}, **counts}
     with pytest.raises(ConfigError, match=r"loader\.ingest=ray_data needs launch\.kind=ray"):
         TrainingConfig.from_tree(local)
 

@@ -113,6 +113,15 @@ def test_order_is_a_permutation_per_epoch_and_independent_of_ranks(n, seed, worl
     assert sorted(whole.item_at(p) for p in range(3 * n, 4 * n)) == list(range(n))
 
 
+def test_order_is_numpys_permutation():
+    from nfs.runtime.seeding import derive_seed
+
+    rng = np.random.default_rng(derive_seed("order", 4, 1))
+    sampler = SeekableSampler(1000, 4)
+    assert [sampler.item_at(p) for p in range(1000, 2000)] == rng.permutation(1000).tolist()
+    assert sampler.item_at(5) == SeekableSampler(1000, 4).item_at(5)
+
+
 def test_check_finite_names_the_first_bad_term():
     terms = {"loss/a": torch.ones(()), "loss/b": torch.tensor(float("inf"))}
     with pytest.raises(NonFiniteError, match="loss/b is inf at samples_seen=3"):
