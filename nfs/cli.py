@@ -99,6 +99,21 @@ def artifact_verify(path: str) -> None:
     print("intact")
 
 
+@artifact_app.command("compact")
+def artifact_compact(
+    path: str,
+    shard_mb: Annotated[float, typer.Option(help="Size of a shard in 10^6 bytes.", min=1)] = 128,
+) -> None:
+    """Merge the unit files of PATH (clips, fits) into shards; killed, the same command goes on."""
+    from nfs.artifacts.compaction import compact
+
+    done = compact(path, shard_mb=shard_mb)
+    print(
+        f"{done.files_before} table files are {done.files_after} now, "
+        f"{done.bytes_written / 1e6:.1f} MB written"
+    )
+
+
 @artifact_app.command("export-zip")
 def artifact_export_zip(
     clips: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import nfs
+from nfs.artifacts.shards import discard_leftovers
 from nfs.artifacts.store import Store
 from nfs.errors import ArtifactError
 
@@ -78,18 +78,21 @@ def write_manifest(
     """
     store = Store(uri)
     previous = _previous(store)
+    if previous is not None:
+        listed = [entry.path for entry in previous.files]
+        discard_leftovers(store, listed, store.list(recursive=True))
     paths = [p for p in store.list(recursive=True) if p != MANIFEST and not p.startswith(TRANSIENT)]
     manifest = Manifest(
         kind=kind,
         schema_version=SCHEMA_VERSION,
-        id=f"{kind}-{uuid.uuid4().hex[:12]}",
+        id=new_id(kind),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         nfs_version=nfs.__version__,
         config=dict(config),
         parents=[read_manifest(parent).id for parent in parents],
         counts=dict(counts or {}),
         quarantined=[Quarantined(**entry) for entry in quarantined],
-        files=[_entry(store, path) for path in paths],
+        files=[file_entry(store, path) for path in paths],
         extra=dict(extra or {}),
     )
     if previous is not None and _same_content(previous, manifest):
@@ -134,7 +137,7 @@ def verify(uri: str) -> list[str]:
     for entry in manifest.files:
         if not store.exists(entry.path):
             problems.append(f"{entry.path}: missing")
-        elif _entry(store, entry.path) != entry:
+        elif file_entry(store, entry.path) != entry:
             problems.append(f"{entry.path}: content differs from the manifest")
     listed = {entry.path for entry in manifest.files} | {MANIFEST}
     extra = [p for p in store.list(recursive=True) if p not in listed]
@@ -142,9 +145,14 @@ def verify(uri: str) -> list[str]:
     return problems
 
 
-def _entry(store: Store, path: str) -> FileEntry:
-    data = store.read_bytes(path)
-    return FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+def new_id(kind: str) -> str:
+    """Return a fresh artifact id."""
+    return f"{kind}-{uuid.uuid4().hex[:12]}"
+
+
+def file_entry(store: Store, path: str) -> FileEntry:
+    """Return size and checksum of a file."""
+    return FileEntry(path=path, bytes=store.size_bytes(path), sha256=store.sha256(path))
 
 
 def _previous(store: Store) -> Manifest | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +16,15 @@ from pyarrow import fs
 
 from nfs.errors import ArtifactError, InputError
 
+_PART_BYTES = 4 << 20
+
 
 class Store:
     """A directory on local disk, NFS or an object store.
 
     Relative paths use `/`. A write is complete when it returns: local files are written under a
-    temporary name, synced and renamed; on object stores a single PUT is atomic already.
+    temporary name, synced and renamed; an object of an object store appears when its upload ends,
+    so nothing is renamed there.
 
     Args:
         uri: Local path or a URI that pyarrow understands (`s3://bucket/folder`).
@@ -67,15 +71,49 @@ class Store:
         target = self._path(path)
         try:
             if self._local:
-                _write_local(Path(target), data)
+                with _renamed(Path(target)) as stream:
+                    stream.write(data)
             else:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
         except OSError as error:
-            raise InputError(
-                f"{target}: cannot be written ({error.strerror or error}); "
-                "choose another `storage` or make room"
-            ) from error
+            raise _cannot_write(target, error) from error
+
+    def sha256(self, path: str) -> str:
+        """Return the checksum of a file's content, a few megabytes in memory at a time.
+
+        Raises:
+            ArtifactError: If the file is missing.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self._fs.open_input_stream(self._path(path)) as stream:
+                while part := stream.read(_PART_BYTES):
+                    digest.update(part)
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.uri}: {path} is missing") from None
+        return digest.hexdigest()
+
+    @contextmanager
+    def open_output(self, path: str) -> Iterator[Any]:
+        """Open a file for writing in parts; it appears when the block ends without an error.
+
+        On an object store a failed block may leave a torn object: name nothing in a manifest before
+        its block has ended.
+
+        Raises:
+            InputError: If the place cannot be written (permissions, full disk).
+        """
+        target = self._path(path)
+        try:
+            if self._local:
+                with _renamed(Path(target)) as stream:
+                    yield stream
+            else:
+                with self._fs.open_output_stream(target) as stream:
+                    yield stream
+        except OSError as error:
+            raise _cannot_write(target, error) from error
 
     def write_table(self, path: str, table: pa.Table, row_group_size: int = 32) -> None:
         """Write one parquet file atomically."""
@@ -123,15 +161,23 @@ class Store:
         return f"{self._root}/{path}" if path else self._root
 
 
-def _write_local(target: Path, data: bytes) -> None:
+@contextmanager
+def _renamed(target: Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A unique name: a late twin of a killed worker cannot corrupt the file.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(target: str, error: OSError) -> InputError:
+    return InputError(
+        f"{target}: cannot be written ({error.strerror or error}); "
+        "choose another `storage` or make room"
+    )

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from nfs.artifacts.store import Store
+from nfs.artifacts.unit_tables import UnitTables
 from nfs.errors import ClipError, InputError
 
 logger = logging.getLogger(__name__)
@@ -148,9 +149,9 @@ def is_committed(store: Store, primary: str, key: str) -> bool:
 
 
 def pending(items: Iterable[Item], uri: str, primary: str) -> list[Item]:
-    """Return the items that are not committed yet."""
-    done = set(Store(uri).list(primary))
-    return [item for item in items if f"{primary}/{item['key']}.parquet" not in done]
+    """Return the items that are not committed yet, as a file of their own or in a shard."""
+    done = UnitTables(uri).keys(primary)
+    return [item for item in items if item["key"] not in done]
 
 
 def run_units_here(
