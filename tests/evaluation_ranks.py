@@ -79,9 +79,9 @@ def evaluator(directory: Path | None, ranks: Ranks | None = None) -> GeneratorEv
 def run_rank(rank: int, size: int, folder: Path) -> None:
     """Evaluate on one of `size` ranks; rank 0 writes what it got."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting-{size}", rank=rank, world_size=size
-    )
+    if size > 1:
+        meeting = f"file://{folder}/meeting-{size}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     ranks = Ranks(rank, size)
     rows = collect(
         lambda batch: {"i": torch.tensor(list(batch)), "h": torch.tensor(list(batch)).half()},
@@ -98,7 +98,8 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
     else:
         assert rows is None
         assert first == Evaluation()
-    dist.destroy_process_group()
+    if size > 1:
+        dist.destroy_process_group()
 
 
 def write(file: Path, rows: dict[str, Tensor], first: Evaluation, again: Evaluation) -> None:
