@@ -171,3 +171,20 @@ def test_warnings_of_remote_workers_are_shown(tmp_path, monkeypatch, toy_job, ca
         config = ToyConfig.from_tree(tree | {"launch": {"kind": kind}})
         _launch.launch("toy_job", config, run_name="same", quiet=True)
         assert caplog.text.count("the geometry is flat") == count
+
+
+def test_ranks_above_zero_follow_under_torchrun(tmp_path, toy_job, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", "1")
+    with _launch.run_lock(tmp_path / "runs" / "both"):  # rank 0 holds the run
+        assert call(tmp_path, "--run-name", "both") == 0
+    assert toy_job.calls == [False]
+    assert [p.name for p in (tmp_path / "runs" / "both").iterdir()] == [".lock"]
+    assert capsys.readouterr().out == ""
+    (tmp_path / "runs" / "both" / "result.json").write_text('{"artifacts": {}, "seconds": 1}')
+    assert call(tmp_path, "--run-name", "both") == 0
+    assert len(toy_job.calls) == 1, "a finished run was worked on again"
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / "runs" / "both" / "result.json").unlink()
+    assert call(tmp_path, "--run-name", "both") == 0
+    assert "toy_job: done" in capsys.readouterr().out
