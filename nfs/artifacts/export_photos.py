@@ -52,6 +52,8 @@ def export_zip(
 ) -> PhotoExport:
     """Write usable frames as square PNGs, with `dataset.json`; the zip appears when it is whole.
 
+    The same frames give the same bytes.
+
     The label is `labels[clip_id, frame_index]`, or without `labels` the number of the identity.
     `dataset.json` also names identities and the frame behind each photo; other readers ignore that.
 
@@ -90,12 +92,12 @@ def export_zip(
                     unlabelled += 1
                     continue
                 name = f"{len(entries) // _PER_FOLDER:05d}/img{len(entries):08d}.png"
-                archive.writestr(name, _png(data, resolution))
+                archive.writestr(zipfile.ZipInfo(name), _png(data, resolution))
                 entries.append([name, label])
                 frames.append([name, clip_id, frame])
                 used.add(identity[clip_id])
             facts = {"labels": entries, "identities": list(numbers), "frames": frames}
-            archive.writestr(DATASET_JSON, json.dumps(facts))
+            archive.writestr(zipfile.ZipInfo(DATASET_JSON), json.dumps(facts))
         if not entries:
             where = "" if split is None else f" in split {split!r}"
             raise ArtifactError(f"{clips}: no usable frame{where}; look at the status columns")

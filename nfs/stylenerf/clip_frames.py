@@ -139,9 +139,11 @@ def _spread(
 ) -> NDArray[np.intp]:
     if limit is None or not len(positions):
         return positions
+    by_clip: dict[str, list[int]] = {}
+    for position in positions.tolist():
+        by_clip.setdefault(clip_ids[position], []).append(position)
     kept = []
-    for clip_id in dict.fromkeys(clip_ids[positions]):
-        mine = positions[clip_ids[positions] == clip_id]
+    for mine in by_clip.values():
         take = np.linspace(0, len(mine) - 1, min(limit, len(mine))).round().astype(int)
-        kept.append(mine[take])
+        kept.append(np.asarray(mine)[take])
     return np.concatenate(kept)

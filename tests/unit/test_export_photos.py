@@ -90,13 +90,15 @@ def test_selection_and_resolution(tmp_path, clips):
     assert (done.num_photos, done.num_identities) == (6, 2)
     names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
     assert len(names) == 7
+    export_zip(clips, tmp_path / "c.zip", resolution=8, split="train", max_frames_per_clip=3)
+    assert (tmp_path / "c.zip").read_bytes() == (tmp_path / "a.zip").read_bytes()
     with pytest.raises(InputError, match="resolution=12 is not a power of two"):
         export_zip(clips, tmp_path / "b.zip", resolution=12)
     with pytest.raises(InputError, match=r"ends in \.zip"):
         export_zip(clips, tmp_path / "b", resolution=8)
     with pytest.raises(ArtifactError, match="no usable frame in split 'test'"):
         export_zip(clips, tmp_path / "b.zip", resolution=8, split="test")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "c.zip"]
 
 
 def test_camera_labels_are_eg3d_cameras(tmp_path, clips, fits):
