@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._launch import job_main
@@ -66,35 +65,38 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
 
 def list_items(clips: str) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Return the units to fit, and (clip_id, reason) of the clips that are not usable."""
-    from nfs.artifacts.tables import iter_files
+    from collections import Counter
 
-    items, unusable = [], []
-    for path, table in iter_files(clips, "clips", ["clip_id", "status"]):
-        key = Path(path).stem
-        for row in table.to_pylist():
-            if row["status"] == "ok":
-                frames = f"frames/{key}.parquet"
-                items.append({"key": key, "path": frames, "clip_id": row["clip_id"]})
-            else:
-                unusable.append((row["clip_id"], row["status"]))
-    return items, unusable
+    from nfs.artifacts.tables import clip_places, iter_files
+
+    status: dict[str, str] = {}
+    for _, table in iter_files(clips, "clips", ["clip_id", "status"]):
+        status |= {row["clip_id"]: row["status"] for row in table.to_pylist()}
+    places = clip_places(clips, "frames")
+    in_unit, seen = Counter(place.unit for place in places), Counter[str]()
+    items = []
+    for place in places:
+        number = seen[place.unit]
+        seen[place.unit] += 1
+        if status.get(place.clip_id) == "ok":
+            key = place.unit if in_unit[place.unit] == 1 else f"{place.unit}-{number:03d}"
+            items.append({**vars(place), "key": key})
+    return items, [(clip_id, why) for clip_id, why in status.items() if why != "ok"]
 
 
 def summarise(output: str) -> tuple[dict[str, float], dict[str, str]]:
     """Return numbers over all fitted clips, and clip_id -> status of those given up."""
     import numpy as np
 
-    from nfs.artifacts import Store
+    from nfs.artifacts.unit_tables import UnitTables
     from nfs.morphable.clip_fit import FAILED_FRAME, POOR_FIT
 
-    store = Store(output)
     medians, worst, frames, poor = [], [], 0, 0
     given_up: dict[str, str] = {}
-    for path in store.list("fits"):
-        with store.open_parquet(path) as parquet:
-            table = parquet.read(columns=["clip_id", "frame_index", "nme_percent", "status"])
+    columns = ["frame_index", "nme_percent", "status"]
+    for clip_id, table in UnitTables(output).clips("fits", columns):
         if table["frame_index"].to_pylist() == [FAILED_FRAME]:
-            given_up[table["clip_id"][0].as_py()] = table["status"][0].as_py()
+            given_up[clip_id] = table["status"][0].as_py()
             continue
         errors = table["nme_percent"].to_numpy()
         medians.append(float(np.nanmedian(errors)))

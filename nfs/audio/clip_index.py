@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nfs.artifacts.store import Store
-from nfs.artifacts.tables import iter_files
+from nfs.artifacts.tables import iter_files, read_clip
 from nfs.audio.mel import MEL_RATE_HZ, NUM_MELS, SAMPLE_RATE_HZ
 from nfs.errors import ArtifactError
 
@@ -179,9 +179,9 @@ class ClipReader:
         return data
 
     def _load(self, record: ClipRecord) -> ClipData:
-        with self._clips.open_parquet(record.audio_path) as parquet:
-            table = parquet.read(columns=["clip_id", "sample_rate_hz", "samples", "mel"])
-        row = table.filter(pc.equal(table["clip_id"], record.clip_id)).to_pylist()[0]
+        columns = ["sample_rate_hz", "samples", "mel"]
+        table = read_clip(self._clips, record.audio_path, record.clip_id, columns)
+        row = table.to_pylist()[0]
         if row["sample_rate_hz"] != SAMPLE_RATE_HZ:
             raise ArtifactError(
                 f"{self._clips.uri}: {record.clip_id} has {row['sample_rate_hz']} Hz audio; "
@@ -192,10 +192,9 @@ class ClipReader:
         return ClipData(wave=wave, mel=np.ascontiguousarray(mel), expression=self._fit(record))
 
     def _fit(self, record: ClipRecord) -> NDArray[np.float32]:
-        with self._fits.open_parquet(record.fits_path) as parquet:
-            table = parquet.read(columns=["clip_id", "frame_index", "expression", "status"])
-        good = pc.and_(pc.equal(table["clip_id"], record.clip_id), pc.equal(table["status"], "ok"))
-        table = table.filter(good)
+        columns = ["frame_index", "expression", "status"]
+        table = read_clip(self._fits, record.fits_path, record.clip_id, columns)
+        table = table.filter(pc.equal(table["status"], "ok"))
         values = np.stack(table["expression"].to_numpy(zero_copy_only=False)).astype(np.float32)
         expression = np.full((int(record.frames[-1]) + 1, values.shape[1]), np.nan, np.float32)
         expression[table["frame_index"].to_numpy()] = values

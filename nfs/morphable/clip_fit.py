@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nfs.artifacts.schemas import FITS
+from nfs.artifacts.shards import ClipRun
 from nfs.artifacts.store import Store
+from nfs.artifacts.tables import read_rows, unit_places
 from nfs.config.fit_3dmm import ClipFitConfig
 from nfs.errors import ClipError
 from nfs.media.images import decode_jpeg, encode_png
@@ -113,8 +115,9 @@ def fit_clip_frames(
 class FitWork:
     """Fits the clips of an artifact; loads the model once, keeps nothing between clips.
 
-    Items carry `key` and `clip_id`; `path` is the file of the frames table inside the artifact;
-    `sheet` false leaves out the contact sheet unless the fit is poor.
+    Items carry `key` and `clip_id`; `path` is the file of the frames table inside the artifact, and
+    `first_row`, `num_rows` say where the clip lies in it (default: looked up); `sheet` false leaves
+    out the contact sheet unless the fit is poor.
 
     Args:
         clips: The `clips` artifact.
@@ -169,12 +172,19 @@ class FitWork:
         return {"fits": table}
 
     def _read(self, item: Item) -> pa.Table:
-        columns = ["frame_index", "landmarks_px", "image_size_px", "status"]
-        with self.clips.open_parquet(item["path"]) as parquet:
-            frames = parquet.read(columns=columns)
+        columns = ["clip_id", "frame_index", "landmarks_px", "image_size_px", "status"]
+        frames = read_rows(self.clips, self._place(item), columns)
         if len(frames) == 0:
             raise ClipError("bad_frames", f"{item['path']}: the clip has no frames")
         return frames
+
+    def _place(self, item: Item) -> ClipRun:
+        """Return the clip's rows; a file holds several clips, one after the other."""
+        key, clip_id, path = item["key"], item["clip_id"], item["path"]
+        if "first_row" in item:
+            return ClipRun(key, clip_id, path, item["first_row"], item["num_rows"])
+        found = [run for run in unit_places(self.clips, path) if run.clip_id == clip_id]
+        return found[0] if found else ClipRun(key, clip_id, path, 0, 0)
 
     def _start(self, item: Item, landmarks: Tensor, usable: Tensor) -> Coefficients | None:
         """Predict every frame from its picture; frames without landmarks copy a neighbour."""
@@ -192,7 +202,7 @@ class FitWork:
         """Decode some frames, reading only the row groups that hold them."""
         images: dict[int, Images] = {}
         with self.clips.open_parquet(item["path"]) as parquet:
-            start = 0
+            start = -self._place(item).first_row
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
                 wanted = [row for row in rows if start <= row < end]
