@@ -50,11 +50,11 @@ class Evaluated:
 
     Args:
         config: Settings of the job.
+        device: Where the networks work; the driver may have no GPU.
     """
 
-    def __init__(self, config: EvaluateConfig):
-        self.config = config
-        self.device = torch.device("cuda" if config.launch.gpus_per_worker > 0 else "cpu")
+    def __init__(self, config: EvaluateConfig, device: str = "cpu"):
+        self.config, self.device = config, torch.device(device)
 
     @cached_property
     def spec(self) -> GeneratorSpec:
@@ -170,7 +170,8 @@ class EvaluateUnit:
 
     def __init__(self, tree: dict[str, Any]):
         self.config = EvaluateConfig.from_tree(tree, source="evaluate")
-        self.evaluated = Evaluated(self.config)
+        device = "cuda" if self.config.launch.gpus_per_worker > 0 else "cpu"
+        self.evaluated = Evaluated(self.config, device)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, pa.Table]:
         """Return the rows of items start..stop-1, with the seconds they took and memory peaks."""
