@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +11,10 @@ import pytest
 from nfs.artifacts import read_manifest, verify
 from nfs.artifacts.tables import read_table
 from nfs.tracking.jsonl import JsonlTracker
+from tests.killing import committed, finish, kill_when, run_directory, start
 from tests.media import cut_clips
 
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(600)]
-
-COMMON = ["tracking.kind=jsonl", "launch.num_workers=1"]
 
 
 @pytest.fixture(scope="module")
@@ -29,46 +22,6 @@ def clip_folder(shared_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     cut_clips(shared_dir / "data" / "clips" / "interview_512.mp4", folder, 8)
     return folder
-
-
-def start(repository: Path, job: str, storage: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable, "-m", f"jobs.{job}", f"jobs/configs/{job}/smoke.yaml",
-        f"storage={storage}", *COMMON, *overrides,
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command,
-        cwd=repository,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not ready():
-        assert process.poll() is None, f"ended before the kill: {process.stderr.read()[-2000:]}"
-        assert time.monotonic() < deadline, "never got to the middle"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate(timeout=400)
-    assert process.returncode == 0, error[-3000:]
-
-
-def run_directory(storage: Path) -> Path:
-    (directory,) = [p for p in storage.iterdir() if (p / "run.json").exists()]
-    return directory
-
-
-def committed(storage: Path, table: str) -> dict[str, int]:
-    """Name -> modification time of the committed unit files."""
-    return {p.name: p.stat().st_mtime_ns for p in storage.glob(f"*/*/{table}/*.parquet")}
 
 
 @pytest.fixture(scope="module")
