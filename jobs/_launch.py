@@ -21,6 +21,7 @@ from jobs._run_directory import (
     NOT_IDENTITY,
     RESULT_FILE,
     RUN_FILE,
+    absolute,
     artifact_ids,
     check_inputs,
     finished_result,
@@ -65,9 +66,17 @@ class JobRun:
     resumed: bool = False
     quiet: bool = field(default=False, repr=False)
 
-    def output(self, name: str) -> str:
-        """Return the path of an artifact that this run writes."""
-        return str(self.directory / name)
+    def output(self, name: str, artifacts: str | None = None) -> str:
+        """Return the place of an artifact that this run writes.
+
+        Args:
+            name: Name of the artifact.
+            artifacts: Folder or URI under which runs keep their artifacts; default: the run
+                directory.
+        """
+        if artifacts is None:
+            return str(self.directory / name)
+        return f"{absolute(artifacts).rstrip('/')}/{self.name}/{name}"
 
     @contextmanager
     def progress(self, total: int, unit: str = "clips") -> Iterator[tqdm[Any]]:

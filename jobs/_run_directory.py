@@ -20,7 +20,7 @@ from nfs.errors import InputError
 
 RUN_FILE, RESULT_FILE, CONFIG_FILE = "run.json", "result.json", "config.yaml"
 # Settings that do not change what a run computes; two commands that differ here are the same run.
-NOT_IDENTITY = ("storage", "launch", "tracking")
+NOT_IDENTITY = ("storage", "launch", "tracking", "artifacts", "shard_mb")
 
 
 @contextmanager
@@ -88,13 +88,20 @@ def finished_result(place: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    missing = [p for p in result["artifacts"].values() if not Path(p).exists()]
+    missing = [p for p in result["artifacts"].values() if not _exists(p)]
     return None if missing else {**result, "reused": True}
+
+
+def _exists(path: str) -> bool:
+    if "://" not in path:
+        return Path(path).exists()
+    return bool(artifact_ids([path]))
 
 
 def input_ids(config: JobConfig) -> dict[str, str]:
     """Return path -> artifact id of the stage directories among the settings."""
-    return artifact_ids(_strings(config.tree()))
+    tree = {name: value for name, value in config.tree().items() if name not in NOT_IDENTITY}
+    return artifact_ids(_strings(tree))
 
 
 def _strings(tree: object) -> Iterator[str]:
@@ -114,7 +121,14 @@ def artifact_ids(paths: Iterable[str]) -> dict[str, str]:
     from nfs.artifacts import Store, read_manifest
     from nfs.artifacts.manifest import MANIFEST
 
-    return {p: read_manifest(p).id for p in paths if Store(p).exists(MANIFEST)}
+    def known(path: str) -> bool:
+        try:
+            store = Store(path)
+        except InputError:  # a text with :// that is no storage
+            return False
+        return store.exists(MANIFEST)
+
+    return {path: read_manifest(path).id for path in paths if known(path)}
 
 
 def write_atomic(file: Path, text: str) -> None:

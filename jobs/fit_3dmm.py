@@ -17,13 +17,14 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
     from functools import partial
 
     from nfs.artifacts import read_manifest, write_manifest
+    from nfs.artifacts.compaction import compact
     from nfs.morphable import load_model
     from nfs.morphable.clip_fit import FitWork
     from nfs.morphable.recon.predictor import ReconPredictor
     from nfs.runtime import run_units
 
     read_manifest(config.clips, kind="clips")
-    clips, output = absolute(config.clips), job.output("fits")
+    clips, output = absolute(config.clips), job.output("fits", config.artifacts)
     settings = config.fit.tree()
     if config.fit.model != "open_head":
         settings["model"] = absolute(config.fit.model)
@@ -58,6 +59,8 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
         quarantined=quarantined,
         extra={"model": model.model_id, "model_checksum": model.checksum},
     )
+    if config.shard_mb is not None:
+        compact(output, shard_mb=config.shard_mb)
     job.tracker.log_metrics(metrics, step=int(metrics["fit/frames"]))
     log_sheets(job, output, items[: config.max_logged_sheets])
     return {"metrics": metrics, "artifacts": {"fits": output}}

@@ -28,13 +28,19 @@ class Store:
 
     Args:
         uri: Local path or a URI that pyarrow understands (`s3://bucket/folder`).
+
+    Raises:
+        InputError: If the URI is of another kind; by any method, if the store cannot be reached.
     """
 
     def __init__(self, uri: str | os.PathLike[str]):
         text = os.fspath(uri)
         self.uri = text
         if "://" in text:
-            self._fs, self._root = fs.FileSystem.from_uri(text)
+            try:
+                self._fs, self._root = fs.FileSystem.from_uri(text)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{text}: no storage that pyarrow knows: {error}") from None
         else:
             self._fs, self._root = fs.LocalFileSystem(), str(Path(text).absolute())
         self._local = isinstance(self._fs, fs.LocalFileSystem)
@@ -44,11 +50,11 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Return whether a file (not a directory) exists."""
-        return bool(self._fs.get_file_info(self._path(path)).type == fs.FileType.File)
+        return bool(self._info(path).type == fs.FileType.File)
 
     def size_bytes(self, path: str) -> int:
         """Return the size of a file; 0 when absent."""
-        return int(self._fs.get_file_info(self._path(path)).size or 0)
+        return int(self._info(path).size or 0)
 
     def read_bytes(self, path: str) -> bytes:
         """Return a file's content.
@@ -136,7 +142,7 @@ class Store:
         """Return sorted relative paths of the files in a folder; empty when it is absent."""
         selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
         skip = len(self._root.rstrip("/")) + 1
-        infos = self._fs.get_file_info(selector)
+        infos = self._info_of(selector)
         names = [i.path[skip:] for i in infos if i.type == fs.FileType.File]
         return sorted(n for n in names if not n.rsplit("/", 1)[-1].startswith("."))
 
@@ -154,6 +160,15 @@ class Store:
         if not self._local:
             raise InputError(f"{self.uri}: this step needs a local or mounted path")
         return Path(self._path(path))
+
+    def _info(self, path: str) -> fs.FileInfo:
+        return self._info_of(self._path(path))
+
+    def _info_of(self, what: Any) -> Any:
+        try:
+            return self._fs.get_file_info(what)
+        except OSError as error:
+            raise InputError(f"{self.uri}: cannot be reached: {error}") from None
 
     def _path(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):

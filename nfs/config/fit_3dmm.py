@@ -18,6 +18,8 @@ class LandmarkFitConfig(Config):
     """Of those, first steps that only move the head."""
     identity_prior: float = Field(1.0, gt=0)
     """Precision of identity coefficients; residuals are percent of the face size."""
+    asymmetry_prior: float = Field(0.5, ge=0)
+    """Precision of left-right differences of the identity; keeps yawed photos from crooked noses."""
     expression_prior: float = Field(2.0, gt=0)
     """Precision of expression coefficients."""
     temporal_weight: float = Field(1.0, ge=0)
@@ -30,6 +32,8 @@ class LandmarkFitConfig(Config):
     """Landmark errors beyond this percentage of the face size count linearly."""
     jaw_weight: float = Field(0.5, ge=0)
     """Weight of the 17 jaw landmarks."""
+    slide_contour: bool = True
+    """Let the jaw landmarks of turned heads move along the outline."""
     mouth_weight: float = Field(2.0, ge=0)
     """Weight of the 20 mouth landmarks."""
     segment_frames: int = Field(640, ge=64)
@@ -93,3 +97,9 @@ class Fit3dmmConfig(JobConfig):
     """Contact sheets sent to the tracker."""
     max_failed_fraction: float = Field(0.5, ge=0, le=1)
     """The job fails when more than this fraction of the usable clips cannot be fitted."""
+    artifacts: str | None = None
+    """Folder or URI (`s3://bucket/folder`) for the artifact, `<artifacts>/<run>/fits`; the run's
+    record stays in `storage`. Null: in the run directory."""
+    shard_mb: float | None = Field(None, ge=1)
+    """Merge the files of units into shards of this size (10^6 bytes; 64 to 256 for large sets) at
+    the end; null keeps a file per unit."""
