@@ -30,6 +30,8 @@ from nfs.face.clip import ClipWork, Item
 from nfs.face.detectors import DlibDetector, MtcnnDetector
 from nfs.face.keypoints import Keypoints
 from nfs.face.protocols import Array, FaceDetector
+from nfs.face.selection import one_face, scenes_of
+from nfs.face.tracking import FaceTracker, Track
 from nfs.media.images import read_photo, warp_affine
 from nfs.media.video import probe, read_frames
 from nfs.media.writer import VideoWriter
@@ -56,16 +58,18 @@ class EveryFrameWork(ClipWork):
         self.detector = detector
         self.found: Keypoints | None = None
 
-    def _find(self, item: Item) -> Keypoints:
+    def find(self, item: Item) -> FaceTracker:
         frames = [image for _, image in self._read(item)]
-        points, scores = np.zeros((len(frames), 68, 2)), np.zeros(len(frames))
+        tracker = FaceTracker(self.detector, self.points)
+        track = Track(scene=0)
         for index, image in enumerate(frames):
             faces = self.detector.detect([image])[0]
             if len(faces) > 0:
                 found, score = self.points.landmarks(image, faces.boxes[:1])
-                points[index], scores[index] = found[0], score[0]
-        self.found = Keypoints(points, scores > 0, scores)
-        return self.found
+                track.add(index, found[0], float(score[0]))
+        tracker.num_frames, tracker.scene_starts, tracker.tracks = len(frames), [0], [track]
+        self.found = keypoints_of(tracker)
+        return tracker
 
 
 class TrackedWork(ClipWork):
@@ -73,9 +77,17 @@ class TrackedWork(ClipWork):
 
     found: Keypoints | None = None
 
-    def _find(self, item: Item) -> Keypoints:
-        self.found = super()._find(item)
-        return self.found
+    def find(self, item: Item) -> FaceTracker:
+        tracker = super().find(item)
+        self.found = keypoints_of(tracker)
+        return tracker
+
+
+def keypoints_of(tracker: FaceTracker) -> Keypoints:
+    """Return the landmarks of a video with one face in view all the time."""
+    (scene,) = scenes_of(tracker)
+    (span,) = one_face(scene, tracker.tracks, 1)
+    return span.keypoints
 
 
 def main() -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +27,13 @@ INCREMENTAL = True
 """The inputs may have grown: the same command looks again and does what is new."""
 
 CONTACT_SHEET_CLIPS = 16
+TABLES = ("clips", "frames", "audio", "faces")
 
 
 def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     """Process every input and return counts, timings and the clips artifact."""
     from nfs.artifacts import write_manifest
+    from nfs.artifacts.compaction import compact
     from nfs.audio.mel import melspectrogram
     from nfs.face.clip import ClipWork
     from nfs.face.sources import class_labels, distinct, list_files, make_items
@@ -40,16 +44,17 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     for copy in copies:
         logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
     items = make_items(sources, config)
-    uri, started = job.output("clips"), time.monotonic()
+    uri, started = job.output("clips", config.artifacts), time.monotonic()
     make_work = partial(ClipWork, config.clip.tree(), melspectrogram)
     with job.progress(len(items), "clips") as bar:
         run_units(
             items, make_work, uri, config.launch, partial(_show, bar), primary=ClipWork.primary
         )
     _delete_stale(uri, {item["key"] for item in items})
-    rows = _clip_rows(uri, items)
+    units = _clip_rows(uri, items)
+    rows = [row for unit in units for row in unit]
     bad = [row for row in rows if row["status"] != "ok"]
-    counts = _counts(rows, copies)
+    counts = {"files": len(items), **_counts(rows, copies)}
     write_manifest(
         uri,
         kind="clips",
@@ -60,14 +65,22 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
         ],
         extra={"duplicates": copies},
     )
+    if config.shard_mb is not None:
+        compact(uri, shard_mb=config.shard_mb)
     metrics = {f"preprocess/{name}": float(value) for name, value in counts.items()}
     metrics["time/preprocess_s"] = time.monotonic() - started
     job.tracker.log_metrics(metrics, step=len(items))
-    good = [(item, row) for item, row in zip(items, rows, strict=True) if row["status"] == "ok"]
+    good = [
+        (item["key"], row["clip_id"])
+        for item, unit in zip(items, units, strict=True)
+        for row in unit
+        if row["status"] == "ok"
+    ]
     if good:
-        sheet = _contact_sheet(uri, [item for item, _ in good[:CONTACT_SHEET_CLIPS]])
+        sheet = _contact_sheet(uri, good[:CONTACT_SHEET_CLIPS])
         job.tracker.log_image("preprocess/contact_sheet", sheet, step=len(items))
-    _check_bad(bad, len(items), config.max_bad_fraction)
+    useless = [unit[0] for unit in units if all(row["status"] != "ok" for row in unit)]
+    _check_bad(useless, len(items), config.max_bad_fraction)
     return {"metrics": metrics, "artifacts": {"clips": uri}}
 
 
@@ -79,27 +92,22 @@ def _show(bar: tqdm[Any], result: Mapping[str, Any]) -> None:
 
 def _delete_stale(uri: str, keys: set[str]) -> None:
     """Delete the units of files that are no longer among the inputs."""
-    from pathlib import PurePosixPath
+    from nfs.artifacts.unit_tables import UnitTables, drop_units
 
-    from nfs.artifacts import Store
-
-    store = Store(uri)
-    for table in ("clips", "frames", "audio"):
-        for path in store.list(table):
-            if PurePosixPath(path).stem not in keys:
-                logger.warning("%s: its source is no longer among the inputs, deleted", path)
-                store.delete(path)
+    found = UnitTables(uri)
+    stale = set().union(*(found.keys(table) for table in TABLES)) - keys
+    for key in sorted(stale):
+        logger.warning("%s: its source is no longer among the inputs, deleted", key)
+    if stale:
+        drop_units(uri, stale, TABLES)
 
 
-def _clip_rows(uri: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the committed clips row of each item, in order."""
-    from nfs.artifacts import Store
+def _clip_rows(uri: str, items: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the committed clips rows of each item, in order."""
+    from nfs.artifacts.unit_tables import UnitTables
 
-    store, rows = Store(uri), []
-    for item in items:
-        with store.open_parquet(f"clips/{item['key']}.parquet") as parquet:
-            rows.append(parquet.read().to_pylist()[0])
-    return rows
+    found = UnitTables(uri)
+    return [found.read("clips", item["key"]).to_pylist() for item in items]
 
 
 def _counts(rows: list[dict[str, Any]], copies: list[dict[str, str]]) -> dict[str, int]:
@@ -115,26 +123,32 @@ def _counts(rows: list[dict[str, Any]], copies: list[dict[str, str]]) -> dict[st
     }
     for status in sorted({row["status"] for row in rows} - {"ok"}):
         counts[f"clips_{status}"] = sum(row["status"] == status for row in rows)
-    return counts
+    frames: Counter[str] = Counter()
+    for row in good:
+        frames.update(dict(row["frame_statuses"]))
+    return counts | {f"frames_{status}": frames[status] for status in sorted(frames)}
 
 
-def _contact_sheet(uri: str, items: list[dict[str, Any]]) -> np.ndarray:
-    """Return the first, middle and last frame of some clips with their landmarks."""
+def _contact_sheet(uri: str, clips: list[tuple[str, str]]) -> np.ndarray:
+    """Return the first, middle and last frame of some clips (key, clip id) with their landmarks."""
     import numpy as np
 
-    from nfs.artifacts import Store
+    from nfs.artifacts.tables import read_rows
+    from nfs.artifacts.unit_tables import UnitTables
     from nfs.face.drawing import draw_landmarks
     from nfs.media.images import decode_jpeg, image_grid
 
-    store, tiles = Store(uri), []
-    for item in items:
-        with store.open_parquet(f"frames/{item['key']}.parquet") as parquet:
-            count = parquet.metadata.num_rows
-            frames = parquet.read(columns=["image_jpeg", "landmarks_px", "status"])
-        for index in sorted({0, count // 2, count - 1}):
-            row = frames.slice(index, 1).to_pylist()[0]
+    units, tiles = UnitTables(uri), []
+    for key, clip_id in clips:
+        place = next(run for run in units.runs("frames", key) if run.clip_id == clip_id)
+        last = place.num_rows - 1
+        for index in sorted({0, place.num_rows // 2, last}):
+            at = replace(place, first_row=place.first_row + index, num_rows=1)
+            columns = ["image_jpeg", "landmarks_px", "status"]
+            row = read_rows(units.store, at, columns).to_pylist()[0]
             points = np.array(row["landmarks_px"]).reshape(68, 2)
-            caption = f"{item['clip_id']} {index}" + ("" if row["status"] == "ok" else " no face")
+            status = "" if row["status"] == "ok" else f" {row['status']}"
+            caption = f"{clip_id} {index}{status}"
             tiles.append(draw_landmarks(decode_jpeg(row["image_jpeg"]), points, caption))
     return image_grid(tiles, columns=6)
 
@@ -148,7 +162,7 @@ def _check_bad(bad: list[dict[str, Any]], count: int, max_bad_fraction: float) -
     reasons = "\n".join(f"  {row['status']}: {row['error']}" for row in bad[:5])
     more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
     raise InputError(
-        f"inputs: {len(bad)} of {count} clips are unusable "
+        f"inputs: {len(bad)} of {count} files are unusable "
         f"(max_bad_fraction={max_bad_fraction:g}):\n{reasons}{more}"
     )
 

@@ -29,6 +29,22 @@ CLIPS = pa.schema(
         ("av_offset_s", pa.float64()),
         ("status", pa.string()),
         ("error", pa.string()),
+        # where in the source; how many faces were seen at once
+        ("source_start_s", pa.float64()),
+        ("source_end_s", pa.float64()),
+        ("num_faces", pa.int32()),
+        # 0 to 1; av_offset_s is null below nfs.face.speech.MIN_CONFIDENCE
+        ("av_confidence", pa.float32()),
+        ("av_corrected_s", pa.float64()),
+        # frames by status, and medians over the frames with a face (yaw, pitch: of the amount)
+        ("frame_statuses", pa.map_(pa.string(), pa.int32())),
+        ("face_height_px", pa.float32()),
+        ("yaw_deg", pa.float32()),
+        ("pitch_deg", pa.float32()),
+        ("blur", pa.float32()),
+        ("exposure", pa.float32()),
+        ("clipped", pa.float32()),
+        ("occlusion", pa.float32()),
     ]
 )
 FRAMES = pa.schema(
@@ -42,6 +58,14 @@ FRAMES = pa.schema(
         ("crop_from_source", _floats(6)),
         ("detection_score", pa.float32()),
         ("status", pa.string()),
+        # measures of the face (nfs/face/quality.py); height in the source
+        ("face_height_px", pa.float32()),
+        ("yaw_deg", pa.float32()),
+        ("pitch_deg", pa.float32()),
+        ("blur", pa.float32()),
+        ("exposure", pa.float32()),
+        ("clipped", pa.float32()),
+        ("occlusion", pa.float32()),
     ]
 )
 AUDIO = pa.schema(

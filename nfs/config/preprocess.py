@@ -9,6 +9,30 @@ from pydantic import Field
 from nfs.config.base import Config, JobConfig
 
 
+class QualityConfig(Config):
+    """Limits for single frames; a frame beyond one keeps its row, with the reason as `status`.
+
+    The measures are columns of `frames` whatever the limits; none is set by default.
+    """
+
+    max_blur: float | None = Field(None, gt=0, le=1)
+    """Blur from 0 to 1: sharp frames lie below 0.45, out of focus above 0.6 (`blurred`)."""
+    max_yaw_deg: float | None = Field(None, gt=0, le=90)
+    """Turn of the head to either side (`turned`)."""
+    max_pitch_deg: float | None = Field(None, gt=0, le=90)
+    """Nod of the head up or down (`turned`)."""
+    min_face_height_px: float | None = Field(None, gt=0)
+    """Height of the face in the source, forehead to chin (`small_face`)."""
+    max_occlusion: float | None = Field(None, gt=0, le=1)
+    """Part of the skin with another colour than the face's (`occluded`)."""
+    min_exposure: float | None = Field(None, ge=0, lt=1)
+    """Mean brightness of the face, 0 to 1 (`badly_exposed`)."""
+    max_exposure: float | None = Field(None, gt=0, le=1)
+    """Mean brightness of the face, 0 to 1 (`badly_exposed`)."""
+    max_clipped: float | None = Field(None, ge=0, le=1)
+    """Part of the face that is plain black or white (`badly_exposed`)."""
+
+
 class ClipConfig(Config):
     """How one clip is processed; any change here makes new units, nothing old is reused."""
 
@@ -16,9 +40,10 @@ class ClipConfig(Config):
     """Frames per second of the result; frame k is the source frame nearest in time to k / fps."""
     crop_size_px: int = Field(256, ge=64, le=2048, multiple_of=2)
     """Side of the aligned face picture."""
-    align: Literal["ffhq", "none"] = "ffhq"
-    """`ffhq`: cut and turn the face as FFHQ does; `none`: the pictures are aligned already, their
-    middle square is kept as it is."""
+    align: Literal["ffhq", "deep3d", "arcface", "none"] = "ffhq"
+    """`ffhq`: cut and turn the face as FFHQ does; `deep3d`: scale and shift as Deep3DFaceRecon does
+    (224 px); `arcface`: the five points of ArcFace's template (112 px); `none`: the pictures are
+    aligned already, their middle square is kept as it is."""
     crop_smoothing_s: float = Field(0.2, ge=0)
     """Standard deviation of the smoothing of the crop window over time (0: per frame)."""
     jpeg_quality: int = Field(95, ge=50, le=100)
@@ -29,8 +54,18 @@ class ClipConfig(Config):
     """68-point detector; `fan` downloads weights and is meant for GPUs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Torch device of the networks; `auto` takes the GPU that the worker was given, if any."""
-    faces: Literal["single", "largest"] = "single"
-    """`single` refuses a clip in which no face is clearly largest; `largest` takes it anyway."""
+    faces: Literal["single", "largest", "speaker", "all"] = "single"
+    """Which faces of a scene become clips. `single` refuses a scene in which no face is clearly
+    largest; `largest` takes it anyway; `speaker` takes the one whose mouth moves with the sound;
+    `all` makes a clip, with an identity of its own, of every face."""
+    max_faces: int = Field(4, ge=1)
+    """Most faces that are followed at once (`single` follows one)."""
+    split_scenes: bool = True
+    """Make separate clips of the scenes between cuts."""
+    min_track_s: float = Field(0.4, ge=0)
+    """Shortest time (seconds) that a face or scene must be in view to become a clip of its own."""
+    max_gap_s: float = Field(0.5, ge=0)
+    """A face that is away for longer (seconds) begins a new clip; shorter gaps are interpolated."""
     dominance: float = Field(1.1, ge=1)
     """How many times as high as the next the largest face must be (median) under faces=single."""
     smallest_face: float = Field(0.12, gt=0, lt=1)
@@ -43,6 +78,10 @@ class ClipConfig(Config):
     """Part of the frames that must show the face; otherwise the clip is refused as `no_face`."""
     min_frames: int = Field(1, ge=1)
     """Least number of frames of a clip; otherwise it is refused as `too_short`."""
+    correct_av_offset: bool = False
+    """Move the sound by the measured offset between sound and lips where the measure is sure."""
+    quality: QualityConfig = QualityConfig()
+    """Limits for single frames."""
 
 
 class PreprocessConfig(JobConfig):
@@ -61,3 +100,9 @@ class PreprocessConfig(JobConfig):
     """Part of the identities held out as split `val` (by a hash of the identity)."""
     max_bad_fraction: float = Field(1.0, gt=0, le=1)
     """The job fails when this part of the clips, or more, is bad (1: only when all are)."""
+    artifacts: str | None = None
+    """Folder or URI (`s3://bucket/folder`) for the artifact, `<artifacts>/<run>/clips`; the run's
+    record stays in `storage`. Null: in the run directory."""
+    shard_mb: float | None = Field(None, ge=1)
+    """Merge the files of units into shards of this size (10^6 bytes; 64 to 256 for large sets) at
+    the end; null keeps a file per unit."""

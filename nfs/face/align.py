@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, median_filter
 
+from nfs.media.images import apply_affine, invert_affine
+
 Array = NDArray[np.float64]
 
 CROP_SIZE_DEEP3D = 224
+CROP_SIZE_ARCFACE = 112
 _RESCALE_DEEP3D = 102.0
 _STANDARD_FIVE = np.array(
     [
@@ -77,6 +80,31 @@ def ffhq_square(landmarks: NDArray[np.floating]) -> FaceSquare:
     axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
     reach = np.maximum(2.0 * np.linalg.norm(across, axis=-1), 1.8 * np.linalg.norm(mouth, axis=-1))
     return FaceSquare(centre=eyes + 0.1 * mouth, half_side=axis * reach[..., None])
+
+
+def square_of_transform(matrix: NDArray[np.floating], size_px: int) -> FaceSquare:
+    """Return the source squares that similarities [..., 2, 3] map to [0, size]^2."""
+    inverse = invert_affine(matrix)
+    middle = np.full((1, 2), size_px / 2)
+    half_side = inverse[..., :, 0] * (size_px / 2)
+    return FaceSquare(apply_affine(inverse, middle)[..., 0, :], half_side)
+
+
+def face_square(landmarks: NDArray[np.floating], scheme: str, size_px: int) -> FaceSquare:
+    """Return the squares that a scheme cuts out for landmarks [..., 68, 2].
+
+    Args:
+        landmarks: Continuous pixels of the source.
+        scheme: `ffhq`, `deep3d` (224 px) or `arcface` (112 px), scaled to `size_px`.
+        size_px: Side of the crop.
+    """
+    if scheme == "ffhq":
+        return ffhq_square(landmarks)
+    if scheme == "deep3d":
+        return square_of_transform(deep3d_transform(five_points(landmarks), size_px), size_px)
+    if scheme == "arcface":
+        return square_of_transform(arcface_crop_transform(landmarks, size_px), size_px)
+    raise ValueError(f"scheme={scheme!r} is not known; use ffhq, deep3d or arcface")
 
 
 def middle_square(width_px: int, height_px: int, size_px: int) -> Array:
@@ -176,6 +204,24 @@ def deep3d_alignment(five_yup: NDArray[np.floating], size: tuple[int, int]) -> D
     return Deep3dAlignment(shift, scale, size, (left, top))
 
 
+def head_rotation(five: NDArray[np.floating]) -> Array:
+    """Return the rotations [..., 3, 3] of heads by POS (the fit of spec/face_and_media.md 2.2).
+
+    Axes of the model: x image right, y up, z towards the camera.
+
+    Args:
+        five: [..., 5, 2] from `five_points`, y down.
+    """
+    design = np.column_stack([_STANDARD_FIVE, np.ones(5)])
+    axes = (np.linalg.pinv(design) @ np.asarray(five, np.float64))[..., :3, :] * (1, -1)
+    along_x = axes[..., 0] / np.linalg.norm(axes[..., 0], axis=-1, keepdims=True)
+    along_y = axes[..., 1] / np.linalg.norm(axes[..., 1], axis=-1, keepdims=True)
+    # the nearest rotation: the two axes are turned apart equally
+    both = np.stack([along_x, along_y, np.cross(along_x, along_y)], axis=-2)
+    left, _, right = np.linalg.svd(both)
+    return np.asarray(left @ right)
+
+
 def deep3d_standard_pixels(size_px: int) -> Array:
     """Return where the five standard points lie in an aligned square [5, 2], y down."""
     scale = _RESCALE_DEEP3D * size_px / CROP_SIZE_DEEP3D
@@ -219,6 +265,20 @@ def arcface_transform(five_index: NDArray[np.floating]) -> Array:
     matrix = np.concatenate([linear, offset[..., None]], axis=-1)
     identity = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     return np.where((spread > 0)[..., None, None], matrix, identity)
+
+
+def arcface_crop_transform(
+    landmarks: NDArray[np.floating], size_px: int = CROP_SIZE_ARCFACE
+) -> Array:
+    """Return the maps [..., 2, 3] of landmarks [..., 68, 2] to the template, continuous pixels.
+
+    The template is scaled to `size_px`.
+    """
+    index = arcface_transform(five_points(landmarks) - 0.5)
+    linear = index[..., :2]
+    offset = index[..., 2] + 0.5 - 0.5 * linear.sum(-1)
+    matrix = np.concatenate([linear, offset[..., None]], axis=-1)
+    return matrix * (size_px / CROP_SIZE_ARCFACE)
 
 
 def pad_box_published(

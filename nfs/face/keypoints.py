@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nfs.face.protocols import NUM_LANDMARKS, Array, Image
-from nfs.face.tracking import FaceTracker
+from nfs.face.protocols import Array
 
 
 @dataclass(frozen=True)
@@ -26,29 +24,13 @@ class Keypoints:
     score: Array
 
 
-def extract_keypoints(images: Iterable[Image], tracker: FaceTracker) -> Keypoints:
-    """Follow one face through frames uint8 RGB [H, W, 3], which are not kept.
-
-    Args:
-        images: Frames in order; a single picture is a list of one.
-        tracker: A fresh tracker.
-    """
-    faces = [tracker.step(image) for image in images]
-    valid = np.array([face.landmarks is not None for face in faces], bool)
-    points = np.full((len(faces), NUM_LANDMARKS, 2), -1.0)
-    for index, face in enumerate(faces):
-        if face.landmarks is not None:
-            points[index] = face.landmarks
-    score = np.array([face.score if face.landmarks is not None else 0.0 for face in faces])
-    return Keypoints(_fill_gaps(points, valid), valid, score)
-
-
 def write_keypoints(path: str | Path, landmarks: Array) -> None:
     """Write landmarks [T, 68, 2] as the text file of SadTalker's extractor (T * 68 * 2 numbers)."""
     np.savetxt(path, landmarks.reshape(-1))
 
 
-def _fill_gaps(points: Array, valid: NDArray[np.bool_]) -> Array:
+def fill_gaps(points: Array, valid: NDArray[np.bool_]) -> Array:
+    """Interpolate landmarks [T, 68, 2] over frames that are not valid [T]; held at the ends."""
     if valid.all() or not valid.any():
         return points
     frames, known = np.arange(len(points)), np.flatnonzero(valid)

@@ -9,12 +9,14 @@ from PIL import Image
 
 import nfs.face.clip as clip_module
 import nfs.face.landmarks as landmarks_module
+import nfs.face.planning as planning_module
 from nfs.artifacts.schemas import AUDIO, CLIPS, FRAMES
 from nfs.config.preprocess import ClipConfig
 from nfs.errors import ClipError, InputError
 from nfs.face.clip import ClipWork
 from nfs.face.detectors import build_detector
 from nfs.face.landmarks import build_landmarks, predictor_path
+from nfs.face.speech import SpeechMatch
 from nfs.media import VideoWriter
 from nfs.media.images import decode_jpeg
 from tests.unit.face_fakes import SquareDetector, SquareLandmarks, picture
@@ -109,7 +111,7 @@ def test_too_few_faces_two_faces_and_too_short(make_work, tmp_path, moving):
     ]
     two = [picture(SIZE, [(60, 80, 40), (180, 80, 40)])] * 3
     pair = write_clip(tmp_path / "two.mp4", two, audio=False)
-    cases.append((pair, {}, "multiple_faces", "clip.faces=largest"))
+    cases.append((pair, {}, "multiple_faces", "set clip.faces to largest"))
     for path, settings, status, text in cases:
         with pytest.raises(ClipError, match=text) as caught:
             make_work(**settings)(item_of(path))
@@ -208,3 +210,112 @@ def test_real_clip_is_centred_and_steady(shared_dir):
     assert np.linalg.norm(np.diff(eyes, axis=0), axis=1).max() < 3
     faces = [decode_jpeg(row["image_jpeg"]).astype(int) for row in rows[::10]]
     assert np.abs(np.diff(faces, axis=0)).mean() < 25
+
+
+def test_scenes_become_clips_with_their_place_in_the_source(make_work, tmp_path):
+    frames = [picture(SIZE, [(60 + i, 80, 40)], grey=60) for i in range(15)]
+    frames += [picture(SIZE, [], grey=140) for _ in range(15)]
+    frames += [picture(SIZE, [(180 - i, 80, 40)], grey=70) for i in range(20)]
+    path = write_clip(tmp_path / "scenes.mp4", frames)
+    tables = make_work()(item_of(path))
+    rows = tables["clips"].to_pylist()
+    assert [row["clip_id"] for row in rows] == ["c-1-s000", "c-1-s001", "c-1-s002"]
+    assert [row["status"] for row in rows] == ["ok", "no_face", "ok"]
+    ranges = [(row["source_start_s"], row["source_end_s"]) for row in rows]
+    assert np.allclose(ranges, [(0.0, 0.6), (0.6, 1.2), (1.2, 2.0)])
+    assert [row["num_frames"] for row in rows] == [15, 0, 20]
+    assert [row["num_faces"] for row in rows] == [1, 0, 1]
+    assert {row["identity_id"] for row in rows} == {"someone"}
+    seen = tables["frames"].to_pylist()
+    assert [row["frame_index"] for row in seen] == [*range(15), *range(20)]
+    assert [row["clip_id"] for row in tables["audio"].to_pylist()] == ["c-1-s000", "c-1-s002"]
+    sounds = [np.frombuffer(row["samples"], "<i2") for row in tables["audio"].to_pylist()]
+    (part,) = make_work()(item_of(path, start_s=1.2))["audio"].to_pylist()
+    assert len(sounds[0]) == 15 * 640
+    assert np.abs(sounds[1] - np.frombuffer(part["samples"], "<i2").astype(int)).max() < 600
+    alone = make_work(split_scenes=False)(item_of(path))["clips"].to_pylist()
+    assert [row["source_start_s"] for row in alone] == [0.0, 1.2]  # no face between: two clips
+
+
+def test_all_faces_become_clips_of_their_own(make_work, tmp_path):
+    frames = [picture(SIZE, [(60, 80, 30), (180 - i, 80, 40)]) for i in range(15)]
+    path = write_clip(tmp_path / "pair.mp4", frames)
+    rows = make_work(faces="all")(item_of(path))["clips"].to_pylist()
+    assert [row["clip_id"] for row in rows] == ["c-1-f00", "c-1-f01"]
+    assert [row["identity_id"] for row in rows] == ["c-1-f00", "c-1-f01"]
+    assert {row["num_faces"] for row in rows} == {2}
+    assert rows[0]["face_height_px"] > rows[1]["face_height_px"]
+    (largest,) = make_work(faces="largest")(item_of(path))["clips"].to_pylist()
+    assert (largest["clip_id"], largest["identity_id"]) == ("c-1", "someone")
+    assert largest["face_height_px"] == rows[0]["face_height_px"]
+
+
+def test_the_speaker_is_the_face_that_goes_with_the_sound(make_work, tmp_path, monkeypatch):
+    def match(landmarks, samples, fps, rate):
+        left = landmarks[0, :, 0].mean() < 120
+        assert len(samples) == round(len(landmarks) / fps * rate)
+        return SpeechMatch(0.12, 0.9, 0.5) if left else SpeechMatch(0.4, 0.6, 0.01)
+
+    monkeypatch.setattr(planning_module, "match_speech", match)
+    monkeypatch.setattr(clip_module, "match_speech", match)
+    frames = [picture(SIZE, [(60, 80, 30), (180, 80, 40)]) for i in range(15)]
+    path = write_clip(tmp_path / "pair.mp4", frames)
+    (row,) = make_work(faces="speaker")(item_of(path))["clips"].to_pylist()
+    assert row["face_height_px"] < 45
+    assert row["av_offset_s"] == pytest.approx(-0.12)  # late sound has to begin earlier
+    (other,) = make_work(faces="largest")(item_of(path))["clips"].to_pylist()
+    assert other["av_offset_s"] is None
+    assert other["av_confidence"] == pytest.approx(0.01)
+    mute = write_clip(tmp_path / "mute.mp4", frames, audio=False)
+    with pytest.raises(ClipError, match="no sound") as caught:
+        make_work(faces="speaker")(item_of(mute))
+    assert caught.value.status == "no_audio"
+    monkeypatch.setattr(planning_module, "match_speech", lambda *_: None)
+    with pytest.raises(ClipError, match="no mouth of 2") as caught:
+        make_work(faces="speaker")(item_of(path))
+    assert caught.value.status == "no_speaker"
+
+
+def test_the_sound_is_moved_by_the_offset_on_request(make_work, moving, monkeypatch):
+    monkeypatch.setattr(clip_module, "match_speech", lambda *_: SpeechMatch(0.2, 0.9, 0.5))
+    plain = make_work()(item_of(moving))
+    moved = make_work(correct_av_offset=True)(item_of(moving))
+    row = moved["clips"].to_pylist()[0]
+    assert (row["av_offset_s"], row["av_corrected_s"]) == (0.0, pytest.approx(-0.2))
+    before, after = (
+        np.frombuffer(tables["audio"]["samples"][0].as_py(), "<i2") for tables in (plain, moved)
+    )
+    assert np.array_equal(after[:-3200], before[3200:])
+    assert not after[-3200:].any()
+
+
+def test_quality_limits_flag_frames_and_refuse_clips(make_work, moving):
+    tables = make_work()(item_of(moving))
+    rows = tables["frames"].to_pylist()
+    heights = [row["face_height_px"] for row in rows]
+    assert 40 < min(heights) <= max(heights) < 80
+    assert all(0 <= row["blur"] <= 1 and 0 < row["exposure"] <= 1 for row in rows)
+    assert tables["clips"]["frame_statuses"].to_pylist() == [[("ok", COUNT)]]
+    middle = float(np.median([row["clipped"] for row in rows]))
+    assert tables["clips"]["clipped"][0].as_py() == pytest.approx(middle)
+    limits = {"quality": {"max_exposure": 0.1}}
+    with pytest.raises(ClipError, match="30 badly_exposed") as caught:
+        make_work(**limits)(item_of(moving))
+    assert caught.value.status == "low_quality"
+    flagged = make_work(**limits, min_face_fraction=0)
+    with pytest.raises(ClipError, match="0 of 30 frames"):
+        flagged(item_of(moving))
+    blurs = sorted(row["blur"] for row in rows)
+    limit = (blurs[9] + blurs[10]) / 2
+    some = make_work(quality={"max_blur": limit}, min_face_fraction=0.2)(item_of(moving))
+    statuses = [row["status"] for row in some["frames"].to_pylist()]
+    assert statuses.count("ok") == 10
+    assert dict(some["clips"]["frame_statuses"][0].as_py()) == {"ok": 10, "blurred": 20}
+
+
+@pytest.mark.parametrize("align", ["deep3d", "arcface"])
+def test_other_alignments_hold_the_face_still_too(make_work, moving, align):
+    rows = make_work(align=align)(item_of(moving))["frames"].to_pylist()
+    points = np.array([row["landmarks_px"] for row in rows]).reshape(-1, 68, 2)
+    assert np.abs(points[5:-5] - points[5:-5].mean(axis=0)).max() < 2.0
+    assert np.abs(points[:, 36:48].mean(axis=(0, 1)) - 32).max() < 12

@@ -100,7 +100,7 @@ def test_only_bad_clips_fail_with_their_reasons(tmp_path, media, capsys):
     code, run = job(tmp_path, f"inputs=[{media / 'torn.mp4'}, {media / 'notes.txt'}]")
     assert code == 2
     text = capsys.readouterr().err
-    assert "2 of 2 clips are unusable" in text
+    assert "2 of 2 files are unusable" in text
     assert "torn.mp4" in text
     assert "notes.txt" in text
     assert len(read_manifest(str(run / "clips")).quarantined) == 2
