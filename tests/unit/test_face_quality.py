@@ -37,7 +37,7 @@ def test_blur_grows_with_the_radius_of_the_blur():
     values = [measure_picture(picture, POINTS).blur for picture in blurred]
     assert values == sorted(values)
     assert values[0] < 0.4
-    assert values[-1] > 0.6
+    assert values[-1] > 0.5
     assert blur_effect(np.full((64, 64), 7.0)) == 1.0
 
 
