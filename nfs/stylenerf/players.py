@@ -44,8 +44,12 @@ class Player:
         )
         self.wrapped = context.wrap(network)
         """DDP, or the network itself: for passes whose gradients are wanted."""
-        self.main = cast(nn.Module, torch.compile(self.wrapped)) if compiled else self.wrapped
+        self.main = _compiled(self.wrapped) if compiled else self.wrapped
         """The same, perhaps compiled: for passes that are differentiated once."""
+        self.alone = network
+        """Perhaps compiled: for passes in which the parameters get no gradients."""
+        if compiled:
+            self.alone = self.main if self.wrapped is network else _compiled(network)
 
     def set_rate(self, scale: float) -> None:
         """Set the learning rate to `scale` times the initial one."""
@@ -102,6 +106,10 @@ class Player:
             f"grad/{phase}_norm": norm,
             f"time/{phase}_s": torch.tensor(time.monotonic() - start),
         }
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(module))
 
 
 def block_parameters(blocks: nn.ModuleDict, *, above: int) -> list[nn.Parameter]:

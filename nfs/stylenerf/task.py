@@ -246,13 +246,14 @@ class StyleNerfTask:
         self, rounds: list[Round], fakes: list[Fakes], now: _Moment
     ) -> dict[str, Tensor]:
         """Step G; the images go to `fakes`."""
-        critic = self._critic(self.D, now)
+        critic = self._critic(self.d.alone, now)
+        # The path regulariser joins with the adversarial loss.
+        choose = main_options if now.adversarial else plain_options
+        options = choose(self.settings, now.alpha, now.fade)
 
         def loss(part: Round) -> PhaseLoss:
             inputs = self._draw(part, len(part.real), part.coded)
-            rendering = self._render(
-                self.g.main, inputs, main_options(self.settings, now.alpha, now.fade)
-            )
+            rendering = self._render(self.g.main, inputs, options)
             made = inputs.fakes(rendering)
             if self.settings.share_fakes:
                 fakes.append(made.detach())
@@ -304,7 +305,7 @@ class StyleNerfTask:
     @torch.no_grad()
     def _new_fakes(self, part: Round, options: RenderOptions) -> Fakes:
         inputs = self._draw(part, len(part.real))
-        return inputs.fakes(self._render(self.G, inputs, options))
+        return inputs.fakes(self._render(self.g.alone, inputs, options))
 
     def discriminator_r1(self, rounds: list[Round], samples_seen: int) -> dict[str, Tensor]:
         """Step D on its R1 penalty at the real images of `rounds`."""
