@@ -70,7 +70,14 @@ def ensure_ray() -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray has no type for it, and its limit of 30 s cannot be set
+        if "timed out during startup" not in str(error):
+            raise
+        logger.warning("Ray did not start within 30 s on this loaded machine; once more")
+        ray.shutdown()
+        ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
