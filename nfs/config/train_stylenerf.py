@@ -128,7 +128,7 @@ class GanOptimizer(Config):
     """Adam for both networks and the averaged generator."""
 
     generator_lr: float = Field(0.0025, gt=0)
-    """Learning rate of the generator."""
+    """Learning rate of the generator before the correction for lazy regularisation."""
     discriminator_lr: float = Field(0.0025, gt=0)
     """Learning rate of the discriminator before the correction for lazy regularisation."""
     final_lr_scale: float = Field(1.0, gt=0, le=1)
