@@ -163,8 +163,10 @@ def solver_settings(target: Tensor) -> FitSettings:
         iterations=8,
         identity_prior=IDENTITY * factor,
         expression_prior=EXPRESSION * factor,
+        asymmetry_prior=0.0,
         huber_percent=1e9,
         jaw_weight=1.0,
+        slide_contour=False,
         mouth_weight=1.0,
     )
 

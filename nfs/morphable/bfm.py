@@ -13,6 +13,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from nfs.errors import InputError
+from nfs.morphable.contour import jaw_candidates
 from nfs.morphable.model import FloatArray, IntArray, ModelData
 from nfs.morphable.regions import landmark_contours, lips_between
 
@@ -60,6 +61,9 @@ def read_bfm(path: Path) -> ModelData:
     mean = arrays["meanshape"].reshape(count, 3).astype(np.float64)
     faces = _indices(arrays["tri"])
     keypoints = _indices(arrays["keypoints"]).ravel()
+    triangles = np.repeat(keypoints[:, None], 3, axis=1)
+    weights = np.tile([1.0, 0.0, 0.0], (len(keypoints), 1))
+    contour = jaw_candidates(mean, faces, triangles, weights)
     return ModelData(
         model_id="bfm",
         checksum=_checksum(arrays),
@@ -69,11 +73,13 @@ def read_bfm(path: Path) -> ModelData:
         mean_texture=arrays["meantex"].reshape(count, 3).astype(np.float64) / 255,
         texture_basis=arrays["texBase"].reshape(count, 3, NUM_TEXTURE).astype(np.float64) / 255,
         faces=faces,
-        landmark_triangles=np.repeat(keypoints[:, None], 3, axis=1),
-        landmark_weights=np.tile([1.0, 0.0, 0.0], (len(keypoints), 1)),
+        landmark_triangles=triangles,
+        landmark_weights=weights,
         groups=_groups(arrays, mean, faces, keypoints),
         front_faces=_front_faces(arrays),
         expression_names=tuple(f"exp{i:02d}" for i in range(NUM_EXPRESSION)),
+        contour_triangles=contour[0],
+        contour_weights=contour[1],
     )
 
 

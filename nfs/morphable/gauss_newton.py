@@ -4,8 +4,9 @@ Unknowns per frame: a rotation increment w (R <- R exp([w])), translation t, exp
 a is shared, free per frame or fixed. With x = m + I a + E e, y = R x + t and p the projection of y,
 the residual is 100 (target - p) / s, percent of the face size s, so that priors do not depend on
 the image scale. During the fit e may leave its bounds by a few thousandths; the caller clamps at
-the end. Legend: T frames, L landmarks, E free expression axes, K identity axes, n = 6 + E (+ K)
-unknowns.
+the end. The jaw points of turned heads slide along candidates of the surface; which one counts is a
+constant of each step. Legend: T frames, L landmarks, J jaw points, C candidates, E free expression
+axes, K identity axes, n = 6 + E (+ K) unknowns.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nfs.geometry.rotations import skew, so3_exp, so3_log
+from nfs.morphable.contour import NUM_JAW, outermost
 from nfs.morphable.projection import CAMERA_DISTANCE, focal_px, pose_points, to_screen
 from nfs.morphable.tridiagonal import solve_block_tridiagonal
 
@@ -25,6 +27,19 @@ NUM_POSE = 6
 POSE_DAMPING = 1e-3
 FLOOR = 1e-5
 BOUND_STIFFNESS = 3e3
+
+
+@dataclass(frozen=True)
+class Contour:
+    """Places of the jaw points on the surface.
+
+    Attributes:
+        mean: `[J, C, 3]` on the mean face, dm.
+        basis: `[J, C, 3, E + K]` expression, then identity.
+    """
+
+    mean: Tensor
+    basis: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,12 +56,14 @@ class Problem:
         weights: `[T, L]`, 0 for landmarks to ignore.
         size: `[T]` face size in pixels.
         image_size_px: Side of the square image.
-        identity_prior: Precision of the identity.
+        identity_prior: `[K, K]` precision of the identity.
         expression_prior: `[E]` precisions.
         pose_smoothness: Precision of differences of neighbouring poses (rad and dm).
         expression_smoothness: `[E]` precision of differences of neighbouring expressions.
         huber_percent: Residuals beyond this count linearly.
         identity_mode: `shared` by all frames, `free` per frame or `fixed`.
+        contour: Places of the jaw points; None keeps them where they are on a frontal face.
+        slide: `[T, J]` place of each jaw point at present; None: the first of all.
     """
 
     mean: Tensor
@@ -58,17 +75,20 @@ class Problem:
     weights: Tensor
     size: Tensor
     image_size_px: int
-    identity_prior: float
+    identity_prior: Tensor
     expression_prior: Tensor
     pose_smoothness: float
     expression_smoothness: Tensor
     huber_percent: float
     identity_mode: IdentityMode
+    contour: Contour | None = None
+    slide: Tensor | None = None
 
     def frames(self, rows: slice) -> Problem:
         """Return the problem of some frames."""
         target, weights, size = self.target[rows], self.weights[rows], self.size[rows]
-        return replace(self, target=target, weights=weights, size=size)
+        slide = None if self.slide is None else self.slide[rows]
+        return replace(self, target=target, weights=weights, size=size, slide=slide)
 
     @property
     def coupled(self) -> bool:
@@ -138,11 +158,32 @@ class NormalEquations:
 def model_points(problem: Problem, state: State) -> Tensor:
     """Return the landmarks `[T, L, 3]` in model space."""
     identity = torch.einsum("lck,tk->tlc", problem.identity_basis, state.identity)
-    return (
-        problem.mean
-        + identity
-        + torch.einsum("lck,tk->tlc", problem.expression_basis, state.expression)
-    )
+    expression = torch.einsum("lck,tk->tlc", problem.expression_basis, state.expression)
+    points = problem.mean + identity + expression
+    if problem.contour is None or problem.slide is None:
+        return points
+    places = _contour_points(problem.contour, state)
+    index = problem.slide[..., None, None].expand(-1, -1, 1, 3)
+    return torch.cat([places.gather(2, index)[:, :, 0], points[:, NUM_JAW:]], dim=1)
+
+
+def slide_contour(problem: Problem, state: State) -> Problem:
+    """Return the problem with the jaw points of turned heads on the outline of this state."""
+    if problem.contour is None:
+        return problem
+    places = _contour_points(problem.contour, state)
+    count = len(places)
+    posed = pose_points(places.flatten(1, 2), state.rotation, state.translation)
+    screen = to_screen(posed, problem.image_size_px).reshape(count, NUM_JAW, -1, 3)
+    return replace(problem, slide=outermost(screen[..., :2], state.rotation))
+
+
+def _contour_points(contour: Contour, state: State) -> Tensor:
+    """Return all places of the jaw points `[T, J, C, 3]` in model space."""
+    identity = state.identity.expand(len(state.expression), -1)
+    weights = torch.cat([state.expression, identity], dim=1)
+    offsets = weights @ contour.basis.flatten(0, 2).T
+    return contour.mean + offsets.reshape(-1, *contour.mean.shape)
 
 
 def project_state(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +201,7 @@ def objective(problem: Problem, state: State) -> Tensor:
     delta = problem.huber_percent
     loss = torch.where(length <= delta, length.square(), 2 * delta * length - delta**2)
     total = (problem.weights * loss).sum()
-    total = total + problem.identity_prior * state.identity.square().sum()
+    total = total + (state.identity @ problem.identity_prior * state.identity).sum()
     total = total + (problem.expression_prior * state.expression.square()).sum()
     if problem.coupled:
         turn = so3_log(state.rotation[:-1].transpose(1, 2) @ state.rotation[1:])
@@ -190,6 +231,10 @@ def linearise(problem: Problem, state: State) -> Linearised:
     by_landmark = model.permute(1, 0, 2, 3).flatten(1, 2) @ basis
     by_frame = by_landmark.reshape(len(by_landmark), -1, 2, by_landmark.shape[-1])
     shape = by_frame.permute(1, 0, 2, 3)
+    if problem.contour is not None and problem.slide is not None:
+        jaw = torch.arange(NUM_JAW, device=shape.device)
+        moved = model[:, :NUM_JAW] @ problem.contour.basis[jaw, problem.slide]
+        shape = torch.cat([moved, shape[:, NUM_JAW:]], dim=1)
     return Linearised(residual, robust, pose, shape)
 
 
@@ -272,11 +317,11 @@ def _add_priors(problem: Problem, state: State, equations: NormalEquations) -> T
     diagonal[:, expression] += problem.expression_prior
     right[:, expression] -= problem.expression_prior * state.expression
     if problem.identity_mode == "free":
-        diagonal[:, expression.stop :] += problem.identity_prior
-        right[:, expression.stop :] -= problem.identity_prior * state.identity
+        matrix[:, expression.stop :, expression.stop :] += problem.identity_prior
+        right[:, expression.stop :] -= state.identity @ problem.identity_prior
     elif problem.identity_mode == "shared":
-        equations.identity_matrix.diagonal().add_(problem.identity_prior)
-        equations.identity_right.sub_(problem.identity_prior * state.identity[0])
+        equations.identity_matrix.add_(problem.identity_prior)
+        equations.identity_right.sub_(problem.identity_prior @ state.identity[0])
     coupling = torch.zeros_like(right[0])
     if problem.coupled:
         coupling[:NUM_POSE] = problem.pose_smoothness

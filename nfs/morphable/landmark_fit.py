@@ -14,7 +14,9 @@ from torch import Tensor
 
 from nfs.geometry.rotations import matrix_to_euler
 from nfs.morphable.coefficients import PACKED_SIZES, Coefficients
+from nfs.morphable.contour import NUM_JAW, asymmetry_matrix
 from nfs.morphable.gauss_newton import (
+    Contour,
     IdentityMode,
     Problem,
     State,
@@ -22,13 +24,15 @@ from nfs.morphable.gauss_newton import (
     full_step,
     project_state,
     rigid_step,
+    slide_contour,
 )
 from nfs.morphable.metrics import MOUTH, nme_percent
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.projection import CAMERA_DISTANCE, focal_px
 
 NUM_LANDMARKS = 68
-NUM_JAW = 17
+FACE_SIZE_DM = 1.6
+"""Side of the landmark box of an average face; turns dm into percent of the face size."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,17 @@ class FitSettings:
             A shared identity multiplies it by the square root of the number of frames: landmark
             errors repeat from frame to frame, so many frames say less than as many independent
             photographs.
+        asymmetry_prior: Precision of left-right differences of the identity at landmarks, percent
+            of the face size. Matters for single pictures: a face seen from one side gets a crooked
+            nose otherwise. A clip whose head turns overrules it.
+        hold_identity: Keep the identity of `start`.
         expression_prior: Precision of expression coefficients, times the model's own per-axis
             factor.
         pose_smoothness: Precision of pose differences of neighbouring frames, at temporal weight 1.
         expression_smoothness: The same for expressions.
         huber_percent: Landmark errors beyond this (percent of the face size) count linearly.
         jaw_weight: Weight of the 17 jaw points, which lie on a silhouette that turns with the head.
+        slide_contour: Let the jaw points of turned heads move along the outline.
         mouth_weight: Weight of the 20 mouth points, which speech depends on.
         segment_frames: Longest run of frames solved at once.
         segment_overlap: Frames that neighbouring segments share; the outer halves are thrown away.
@@ -56,11 +65,14 @@ class FitSettings:
     iterations: int = 8
     rigid_iterations: int = 2
     identity_prior: float = 1.0
+    asymmetry_prior: float = 0.5
+    hold_identity: bool = False
     expression_prior: float = 2.0
     pose_smoothness: float = 30.0
     expression_smoothness: float = 6.0
     huber_percent: float = 3.0
     jaw_weight: float = 0.5
+    slide_contour: bool = True
     mouth_weight: float = 2.0
     segment_frames: int = 640
     segment_overlap: int = 32
@@ -74,7 +86,8 @@ class Fit:
         coefficients: T rows; texture and lighting are zero.
         nme_percent: `[T]` landmark error by the distance between the eye centres; NaN where a frame
             had no landmarks.
-        landmarks_px: `[T, 68, 2]` fitted landmarks, continuous pixels.
+        landmarks_px: `[T, 68, 2]` fitted landmarks, continuous pixels; jaw points of turned heads
+            where the fit has put them on the outline.
     """
 
     coefficients: Coefficients
@@ -121,13 +134,17 @@ def fit_landmarks(
     target, valid = _fill_gaps(landmarks_px.to(model.mean_shape), frame_weights)
     if not shared_identity:
         settings = replace(settings, pose_smoothness=0.0, expression_smoothness=0.0)
+    if settings.hold_identity and start is None:
+        raise ValueError("hold_identity keeps the identity of `start`, but `start` is None")
     mode: IdentityMode = "shared" if shared_identity else "free"
+    if settings.hold_identity:
+        mode = "fixed"
     problem = _make_problem(
         model, target, frame_weights.to(target), image_size_px, settings, temporal_weight, mode
     )
     first = None if start is None else _start_state(model, start, valid, shared_identity)
     state = _fit_clip(problem, settings, first)
-    projected = project_state(problem, state)[2][..., :2]
+    projected = project_state(slide_contour(problem, state), state)[2][..., :2]
     errors = torch.where(valid, nme_percent(projected, target), torch.nan)
     return Fit(_coefficients(model, state), errors, projected)
 
@@ -211,9 +228,12 @@ def _make_problem(
     per_landmark[MOUTH] = settings.mouth_weight
     num_valid = int((weights > 0).any(1).sum())
     repeats = num_valid**0.5 if mode == "shared" else 1.0
+    identity_basis = basis[..., : model.num_identity]
+    asymmetry = (100 / FACE_SIZE_DM) ** 2 * asymmetry_matrix(identity_basis)
+    identity_prior = settings.identity_prior * torch.eye(len(asymmetry)).to(asymmetry)
     return Problem(
         mean=mean,
-        identity_basis=basis[..., : model.num_identity],
+        identity_basis=identity_basis,
         expression_basis=expression_basis,
         lower=model.expression_lower[free],
         upper=model.expression_upper[free],
@@ -221,18 +241,31 @@ def _make_problem(
         weights=weights * per_landmark,
         size=(target.amax(1) - target.amin(1)).amax(1).clamp_min(1.0),
         image_size_px=image_size_px,
-        identity_prior=settings.identity_prior * repeats,
+        identity_prior=repeats * identity_prior + settings.asymmetry_prior * asymmetry,
         expression_prior=settings.expression_prior * prior,
         pose_smoothness=temporal_weight * settings.pose_smoothness,
         expression_smoothness=temporal_weight * settings.expression_smoothness * prior,
         huber_percent=settings.huber_percent,
         identity_mode=mode,
+        contour=_contour(model, free) if settings.slide_contour else None,
     )
+
+
+def _contour(model: MorphableModel, free: Tensor) -> Contour | None:
+    """Return the places of the jaw points with the free expression axes, if the model has some."""
+    mean, basis = model.contour_basis()
+    if mean.shape[1] == 0:
+        return None
+    identity, expression = basis.tensor_split([model.num_identity], dim=-1)
+    return Contour(mean, torch.cat([expression[..., free], identity], dim=-1))
 
 
 def _fit_clip(problem: Problem, settings: FitSettings, start: State | None = None) -> State:
     """Fit all frames at once, or in segments with the identity of a spread-out selection."""
     count, length = len(problem.target), settings.segment_frames
+    if problem.identity_mode == "fixed":
+        assert start is not None
+        return _join_segments(problem, settings, start.identity, start)
     if count <= length or problem.identity_mode == "free":
         rows = [slice(i, i + length) for i in range(0, count, length)]
         return _join([_minimise(problem.frames(r), settings, None, _rows(start, r)) for r in rows])
@@ -292,8 +325,11 @@ def _minimise(
     if identity is not None:
         state = replace(state, identity=identity)
     for iteration in range(settings.iterations):
-        rigid = iteration < settings.rigid_iterations
-        state = rigid_step(problem, state) if rigid else full_step(problem, state)
+        if iteration < settings.rigid_iterations:
+            state = rigid_step(problem, state)
+        else:
+            problem = slide_contour(problem, state)
+            state = full_step(problem, state)
     return replace(state, expression=clamp_to_box(problem, state.expression))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from nfs.errors import InputError
 from nfs.morphable.bfm import read_bfm
+from nfs.morphable.contour import jaw_candidates
 from nfs.morphable.head_cache import Arrays, load_open_head
 from nfs.morphable.makehuman import MASKS, PARTS
 from nfs.morphable.model import ModelData, MorphableModel
@@ -86,6 +87,7 @@ def open_head_data(arrays: Arrays, names: tuple[str, ...], checksum: str) -> Mod
     assert part.max() < len(PARTS)
     arkit = np.arange(len(names)) < NUM_ARKIT
     prior = np.where(arkit, 1.0, EXTRA_PRIOR)
+    contour = jaw_candidates(floats["mean_shape"], skin_faces, triangles, weights)
     prior[[name.startswith(UNSEEN) for name in names]] = np.inf
     return ModelData(
         model_id=OPEN_HEAD,
@@ -104,4 +106,6 @@ def open_head_data(arrays: Arrays, names: tuple[str, ...], checksum: str) -> Mod
         expression_lower=np.where(arkit, 0.0, -np.inf),
         expression_upper=np.where(arkit, 1.0, np.inf),
         expression_prior=prior,
+        contour_triangles=contour[0],
+        contour_weights=contour[1],
     )

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)
 MOUTH = slice(48, 68)
+MIRRORED_LANDMARKS = np.array(
+    [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *range(27, 31),
+        *range(35, 30, -1),
+        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+        *range(54, 47, -1),
+        *range(59, 54, -1),
+        *range(64, 59, -1),
+        *(67, 66, 65),
+    ]
+)
+"""Landmark of the other side, for each of the 68 (spec face_and_media 2.7)."""
 INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
 
 

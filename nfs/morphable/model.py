@@ -40,6 +40,9 @@ class ModelData:
         expression_upper: `[64]` upper bounds, inf where free.
         expression_prior: `[64]` relative prior precision; inf fixes an axis that landmarks cannot
             see.
+        contour_triangles: `[17, C, 3]` places that jaw landmarks of a turned head slide to, see
+            `contour.jaw_candidates`; the default has none.
+        contour_weights: `[17, C, 3]` barycentric weights of them.
     """
 
     model_id: str
@@ -58,6 +61,8 @@ class ModelData:
     expression_lower: FloatArray = field(default_factory=lambda: np.full(64, -np.inf))
     expression_upper: FloatArray = field(default_factory=lambda: np.full(64, np.inf))
     expression_prior: FloatArray = field(default_factory=lambda: np.ones(64))
+    contour_triangles: IntArray = field(default_factory=lambda: np.zeros((17, 0, 3), np.int64))
+    contour_weights: FloatArray = field(default_factory=lambda: np.zeros((17, 0, 3)))
 
 
 class MorphableModel(nn.Module):
@@ -78,6 +83,8 @@ class MorphableModel(nn.Module):
     expression_lower: Tensor
     expression_upper: Tensor
     expression_prior: Tensor
+    contour_triangles: Tensor
+    contour_weights: Tensor
 
     def __init__(self, data: ModelData):
         super().__init__()
@@ -97,11 +104,13 @@ class MorphableModel(nn.Module):
             "expression_lower": data.expression_lower,
             "expression_upper": data.expression_upper,
             "expression_prior": data.expression_prior,
+            "contour_weights": data.contour_weights,
         }
         integers = {
             "faces": data.faces,
             "front_faces": data.front_faces,
             "landmark_triangles": data.landmark_triangles,
+            "contour_triangles": data.contour_triangles,
             **{f"group_{name}": ids for name, ids in data.groups.items()},
         }
         for name, array in floats.items():
@@ -152,6 +161,13 @@ class MorphableModel(nn.Module):
         mean = self.landmarks_of(self.mean_shape[None])[0]
         corners = self.shape_basis[self.landmark_triangles]
         return mean, (self.landmark_weights[..., None, None] * corners).sum(1)
+
+    def contour_basis(self) -> tuple[Tensor, Tensor]:
+        """Return mean `[17, C, 3]` and joint basis `[17, C, 3, 144]` of the jaw's candidates."""
+        weights = self.contour_weights[..., None]
+        mean = (weights * self.mean_shape[self.contour_triangles]).sum(2)
+        corners = self.shape_basis[self.contour_triangles]
+        return mean, (weights[..., None] * corners).sum(2)
 
     def landmarks_of(self, vertices: Tensor) -> Tensor:
         """Return the landmarks `[B, 68, 3]` of given vertices `[B, V, 3]` (posed or not)."""

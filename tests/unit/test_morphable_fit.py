@@ -11,6 +11,7 @@ from nfs.geometry.rotations import euler_to_matrix, so3_exp
 from nfs.morphable.appearance import fit_appearance, with_appearance
 from nfs.morphable.clip_fit import fit_clip_frames
 from nfs.morphable.coefficients import Coefficients
+from nfs.morphable.contour import asymmetry_matrix
 from nfs.morphable.gauss_newton import State, clamp_to_box, objective
 from nfs.morphable.landmark_fit import (
     FitSettings,
@@ -29,6 +30,7 @@ from nfs.morphable.shading import render
 from nfs.morphable.tridiagonal import solve_block_tridiagonal
 
 SIZE = 256
+FIXED_JAW = FitSettings(slide_contour=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,8 @@ def test_clip_fit_recovers_pose_and_landmarks(head):
     assert fit.nme_percent.median() < 1.3
     assert nme_percent(fit.landmarks_px, target).median() < 1.0
     assert angle.median() < 3
-    assert torch.allclose(landmarks(head, fit.coefficients), fit.landmarks_px, atol=1e-3)
+    inner = landmarks(head, fit.coefficients)[:, 17:]
+    assert torch.allclose(inner, fit.landmarks_px[:, 17:], atol=1e-3)
     gap, true_gap = lip_gap_px(fit.landmarks_px), lip_gap_px(target)
     assert torch.corrcoef(torch.stack([gap, true_gap]))[0, 1] > 0.97
 
@@ -134,7 +137,7 @@ def test_temporal_weight_smooths(head):
 
 def problem_of(head: MorphableModel, target: torch.Tensor, mode: str, temporal: float):
     weights = _check_inputs(target, None, temporal)
-    return _make_problem(head, target, weights, SIZE, FitSettings(), temporal, mode)
+    return _make_problem(head, target, weights, SIZE, FIXED_JAW, temporal, mode)
 
 
 @pytest.mark.parametrize(("mode", "temporal"), [("shared", 1.0), ("free", 0.0)])
@@ -142,7 +145,7 @@ def test_gauss_newton_reaches_what_adam_reaches(head, mode, temporal):
     target = landmarks(head, synthetic(head, 3))
     target = target + torch.randn(target.shape, generator=torch.Generator().manual_seed(4))
     problem = problem_of(head, target, mode, temporal)
-    state = _fit_clip(problem, FitSettings(iterations=14))
+    state = _fit_clip(problem, replace(FIXED_JAW, iterations=14))
     ours = objective(problem, state)
     turn = torch.zeros(3, 3, requires_grad=True)
     variables = [
@@ -214,6 +217,115 @@ def test_huber_ignores_a_wild_landmark(head):
     fit = fit_landmarks(head, wild, SIZE)
     others = [i for i in range(68) if i != 30]
     assert (fit.landmarks_px - target)[:, others].norm(dim=-1).mean() < 2
+
+
+def outline(head: MorphableModel, truth: Coefficients) -> torch.Tensor:
+    """Landmarks whose jaw points of the far side lie on the outline, as detectors see them."""
+    target = landmarks(head, truth)
+    shape = head.vertices(truth.identity, truth.expression)
+    points = head.landmarks_of(shape)
+    skin = shape[:, head.vertex_groups["skin"]]
+    screen = project_points(pose_points(skin, truth.rotation_matrix, truth.translation), SIZE)
+    for jaw in (i for i in range(17) if i != 8):
+        side = -1 if jaw < 8 else 1
+        near = (skin[..., 1] - points[:, jaw, None, 1]).abs() < 0.05
+        near &= (skin[..., 2] > points[:, jaw, None, 2]) & (side * skin[..., 0] > 0)
+        outward = torch.where(near, side * screen[..., 0], -torch.inf).amax(1)
+        target[:, jaw, 0] = side * torch.maximum(outward, side * target[:, jaw, 0])
+    return target
+
+
+def turned(head: MorphableModel, yaw_rad: float, frames: int = 4, seed: int = 0) -> Coefficients:
+    truth = synthetic(head, frames, seed)
+    rotation = torch.zeros(frames, 3)
+    rotation[:, 1] = yaw_rad
+    return replace(truth, rotation=rotation)
+
+
+@pytest.mark.parametrize("yaw_rad", [-0.55, 0.55])
+def test_jaw_points_of_a_turned_head_slide_along_the_outline(head, yaw_rad):
+    truth = turned(head, yaw_rad)
+    target = outline(head, truth)
+    moved = (target - landmarks(head, truth)).norm(dim=-1)[:, :17].mean(0)
+    far, near = (moved[9:], moved[:8]) if yaw_rad > 0 else (moved[:8], moved[9:])
+    assert far.mean() > 3 * near.mean()
+    other = turned(head, yaw_rad, seed=1)
+    cases = [(truth, target), (other, outline(head, other))]
+
+    def yaw_bias(settings: FitSettings) -> torch.Tensor:
+        fits = [fit_landmarks(head, points, SIZE, settings=settings) for _, points in cases]
+        turns = torch.cat([fit.coefficients.rotation[:, 1] for fit in fits])
+        return (turns - yaw_rad).mean().abs()
+
+    assert yaw_bias(FitSettings()) < 0.75 * yaw_bias(FIXED_JAW)
+
+
+def test_a_frontal_head_keeps_its_jaw_points(head):
+    target = landmarks(head, turned(head, 0.0))
+    sliding, fixed = (fit_landmarks(head, target, SIZE, settings=s) for s in (None, FIXED_JAW))
+    assert torch.equal(sliding.landmarks_px, fixed.landmarks_px)
+
+
+def test_candidates_start_at_the_landmark_and_move_inwards(head):
+    mean, _ = head.contour_basis()
+    jaw = head.landmarks(torch.zeros(1, 80), torch.zeros(1, 64))[0, :17]
+    assert torch.allclose(mean[:, 0], jaw, atol=1e-5)
+    assert (mean[:, :, 0].abs().diff(dim=1) <= 1e-5).all()
+    assert (mean[:, :, 1] - jaw[:, None, 1]).abs().max() < 1e-4
+    assert (mean[1:16, -1, 2] >= jaw[1:16, 2] - 0.02).all()
+
+
+def test_asymmetry_prior_straightens_a_photo_taken_from_one_side(head):
+    truth = turned(head, 0.45, frames=6)
+    points = outline(head, truth)
+    noisy = points + torch.randn(points.shape, generator=torch.Generator().manual_seed(6))
+    matrix = asymmetry_matrix(head.landmark_basis()[1][..., :80])
+    crooked, straight = (
+        fit_landmarks(
+            head,
+            noisy,
+            SIZE,
+            shared_identity=False,
+            settings=FitSettings(asymmetry_prior=prior),
+        )
+        for prior in (0.0, 2.0)
+    )
+
+    def asymmetry(fit):
+        identity = fit.coefficients.identity
+        return (identity @ matrix * identity).sum(1).sqrt().mean()
+
+    assert asymmetry(straight) < 0.5 * asymmetry(crooked)
+    assert straight.nme_percent.mean() < crooked.nme_percent.mean() + 0.3
+
+
+def test_a_held_identity_is_kept_while_poses_are_found(head):
+    truth = synthetic(head, 10)
+    target = landmarks(head, truth)
+    start = replace(truth, rotation=truth.rotation + 0.1)
+    held = FitSettings(hold_identity=True)
+    fit = fit_landmarks(head, target, SIZE, settings=held, start=start)
+    assert torch.allclose(fit.coefficients.identity, truth.identity)
+    assert (fit.coefficients.rotation - truth.rotation).abs().max() < 0.04
+    with pytest.raises(ValueError, match="hold_identity"):
+        fit_landmarks(head, target, SIZE, settings=held)
+
+
+def test_gaze_and_tongue_do_not_absorb_noise(head):
+    """Shaken landmarks change what they can see, and nothing else."""
+    target = landmarks(head, turned(head, 0.1))
+    shaken = target + 2 * torch.randn(target.shape, generator=torch.Generator().manual_seed(7))
+    change = (
+        (
+            fit_landmarks(head, shaken, SIZE).coefficients.expression
+            - fit_landmarks(head, target, SIZE).coefficients.expression
+        )
+        .abs()
+        .amax(0)
+    )
+    names = head.expression_names
+    assert all(change[i] == 0 for i, n in enumerate(names) if n.startswith(("eyeLook", "tongue")))
+    assert change[names.index("jawOpen")] > 0.01
 
 
 def test_empty_and_bad_inputs(head):

@@ -24,25 +24,12 @@ from nfs.geometry.rotations import matrix_to_euler, so3_exp
 from nfs.media.images import apply_affine, invert_affine, warp_affine
 from nfs.morphable.coefficients import Coefficients
 from nfs.morphable.lighting import NUM_HARMONICS
+from nfs.morphable.metrics import MIRRORED_LANDMARKS as MIRRORED_LANDMARKS
 from nfs.morphable.projection import CAMERA_DISTANCE, focal_px
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 
-# The other side's landmark, for each of the 68 (spec/face_and_media.md 2.7).
-MIRRORED_LANDMARKS = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        *range(27, 31),
-        *range(35, 30, -1),
-        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
-        *range(54, 47, -1),
-        *range(59, 54, -1),
-        *range(64, 59, -1),
-        *(67, 66, 65),
-    ]
-)
 # Harmonics that change sign with x: x, xy, xz (nfs.morphable.lighting.harmonics).
 _ODD_HARMONICS = (3, 4, 7)
 
