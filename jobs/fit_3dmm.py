@@ -16,6 +16,7 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
     """Fit every usable clip and return metrics and the `fits` artifact."""
     from functools import partial
 
+    from jobs._cards import write_fits_card
     from nfs.artifacts import read_manifest, write_manifest
     from nfs.artifacts.compaction import compact
     from nfs.morphable import load_model
@@ -49,6 +50,9 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
     quarantined = [{"item": clip, "reason": reasons[clip]} for clip in sorted(reasons)]
     metrics |= {"fit/skipped_clips": float(len(unusable))}
     check_failures(config, metrics)
+    facts = {"model": model.model_id, "clips": config.clips}
+    numbers = {name.removeprefix("fit/"): value for name, value in metrics.items()}
+    write_fits_card(output, facts, numbers, quarantined, job.tracker)
     write_manifest(
         output,
         kind="fits",

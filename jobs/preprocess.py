@@ -32,6 +32,7 @@ TABLES = ("clips", "frames", "audio", "faces")
 
 def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     """Process every input and return counts, timings and the clips artifact."""
+    from jobs._cards import write_clips_card
     from nfs.artifacts import write_manifest
     from nfs.artifacts.compaction import compact
     from nfs.audio.mel import melspectrogram
@@ -55,14 +56,16 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     rows = [row for unit in units for row in unit]
     bad = [row for row in rows if row["status"] != "ok"]
     counts = {"files": len(items), **_counts(rows, copies)}
+    quarantined = [
+        {"item": row["source_uri"], "reason": f"{row['status']}: {row['error']}"} for row in bad
+    ]
+    write_clips_card(uri, rows, counts, quarantined, job.tracker)
     write_manifest(
         uri,
         kind="clips",
         config=config.tree(),
         counts=counts,
-        quarantined=[
-            {"item": row["source_uri"], "reason": f"{row['status']}: {row['error']}"} for row in bad
-        ],
+        quarantined=quarantined,
         extra={"duplicates": copies},
     )
     if config.shard_mb is not None:

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no external file."""
+"""Line and bar charts as inline SVG: no script, no external file."""
 
 import math
 from collections.abc import Sequence
@@ -23,6 +23,49 @@ def line_chart(name: str, curve: Curve) -> str:
     last = f"<b>{format_number(points[-1][1])}</b>"
     body = _svg(name, thin(points, MAX_POINTS))
     return f"<figure class=chart><figcaption>{caption} {last}</figcaption>{body}</figure>"
+
+
+def bar_chart(
+    name: str, labels: Sequence[str], counts: Sequence[int], *, narrow: bool = False
+) -> str:
+    """Return a figure of bars: upright with a few labels (narrow), or a row for each label."""
+    caption = f"<figcaption>{escape(name)}</figcaption>"
+    label = escape(name, quote=True)
+    top = max(counts, default=0) or 1
+    if narrow:
+        step, floor = (WIDTH - LEFT - RIGHT) / len(counts), HEIGHT - BOTTOM
+        heights = [n / top * (floor - TOP) for n in counts]
+        bars = "".join(
+            f'<rect x="{LEFT + i * step + 0.5:.1f}" y="{floor - h:.1f}" '
+            f'width="{step - 1:.1f}" height="{h:.1f}"/>'
+            for i, h in enumerate(heights)
+        )
+        texts = "".join(
+            f'<text x="{LEFT + (i + 0.5) * step:.1f}" y="{floor + 17}" text-anchor="middle">'
+            f"{escape(text)}</text>"
+            for i, text in enumerate(labels)
+            if text
+        )
+        texts += (
+            f'<text x="{LEFT - 5}" y="{TOP + 8}" text-anchor="end">{format_number(top)}</text>'
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>'
+        )
+        height = HEIGHT
+    else:
+        height, middle = 8 + 18 * len(counts), 2.4 * LEFT
+        bars = "".join(
+            f'<rect x="{middle}" y="{4 + 18 * i}" height="12" '
+            f'width="{max(n / top * (WIDTH - middle - LEFT), 1):.1f}"/>'
+            for i, n in enumerate(counts)
+        )
+        texts = "".join(
+            f'<text x="{middle - 5}" y="{14 + 18 * i}" text-anchor="end">{escape(text)}</text>'
+            f'<text x="{middle + n / top * (WIDTH - middle - LEFT) + 5:.1f}" y="{14 + 18 * i}">'
+            f"{format_number(n)}</text>"
+            for i, (text, n) in enumerate(zip(labels, counts, strict=True))
+        )
+    svg = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{bars}{texts}</svg>'
+    return f"<figure class=chart>{caption}{svg}</figure>"
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int) -> list[tuple[float, float]]:

@@ -33,7 +33,7 @@ figure img{image-rendering:auto;background:var(--ground)}
 .chart svg{width:325px;max-width:100%;height:auto;display:block}.chart b{color:var(--ink)}
 svg line{stroke:var(--line);stroke-width:1}svg text{font-size:10.5px;fill:var(--soft)}
 svg polyline{fill:none;stroke:var(--accent);stroke-width:1.6;stroke-linejoin:round}
-svg circle{fill:var(--accent)}
+svg circle,svg rect{fill:var(--accent)}
 table{border-collapse:collapse;margin-top:10px;font-size:14px}
 td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
@@ -57,11 +57,16 @@ def build_report(data: ReportData) -> str:
         _quarantine(data.quarantined),
         _environment(data),
     ]
+    return document(data.title, "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """Return a page in the house's style around HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(data.title)}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
     )
 
 
