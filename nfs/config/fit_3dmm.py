@@ -19,7 +19,7 @@ class LandmarkFitConfig(Config):
     identity_prior: float = Field(1.0, gt=0)
     """Precision of identity coefficients; residuals are percent of the face size."""
     asymmetry_prior: float = Field(0.5, ge=0)
-    """Precision of left-right differences of the identity; keeps yawed photos from crooked noses."""
+    """Precision of left-right differences of the identity: no crooked noses from the side."""
     expression_prior: float = Field(2.0, gt=0)
     """Precision of expression coefficients."""
     temporal_weight: float = Field(1.0, ge=0)
@@ -56,6 +56,44 @@ class LandmarkFitConfig(Config):
         return self
 
 
+class PhotometricWeightsConfig(Config):
+    """Factors of the losses of the photometric stage; defaults 3DMM-Fitting's but for landmarks."""
+
+    landmarks: float = Field(2000.0, ge=0)
+    """Squared landmark distances (fractions of the side); the original's 100 lets go of them."""
+    identity: float = Field(1e-3, ge=0)
+    """Squared identity coefficients."""
+    expression: float = Field(0.8e-3, ge=0)
+    """Squared expression coefficients, mean over frames."""
+    texture: float = Field(1.7e-6, ge=0)
+    """Squared texture coefficients."""
+    reflectance: float = Field(1.0, ge=0)
+    """Variance of the skin's albedo."""
+    photometric: float = Field(1.6, ge=0)
+    """Mean colour distance of the covered pixels, colours in [0, 1]."""
+
+
+class PhotometricConfig(Config):
+    """Photometric stage: key frames are rendered and compared with the pictures (Adam)."""
+
+    frames: int = Field(8, ge=1)
+    """Key frames; a clip with no more usable frames (a photo) keeps the poses found here."""
+    rigid_steps: int = Field(0, ge=0)
+    """First steps, on the pose and landmarks only."""
+    joint_steps: int = Field(100, ge=1)
+    """Steps on identity, texture, light, expressions and poses."""
+    learning_rate: float = Field(1e-2, gt=0)
+    """Of Adam, both stages."""
+    image_size_px: int = Field(224, ge=32)
+    """Side that pictures are scaled to; the cost is proportional to its square."""
+    normal_weighting: Literal["unit", "area"] = "area"
+    """Vertex normals: Deep3D's `unit` or 3DMM-Fitting's `area`."""
+    backend: Literal["auto", "numba", "pytorch3d"] = "auto"
+    """Rasteriser: auto is pytorch3d if the worker has a GPU, else the compiled z-buffer."""
+    weights: PhotometricWeightsConfig = PhotometricWeightsConfig()
+    """Factors of the losses."""
+
+
 class ClipFitConfig(Config):
     """Fit of one clip."""
 
@@ -69,13 +107,20 @@ class ClipFitConfig(Config):
     """The landmark fit."""
     appearance_frames: int = Field(12, ge=0)
     """Frames per clip that light and skin colour are estimated from; 0 skips them."""
+    photometric: PhotometricConfig | None = None
+    """Photometric stage after the landmark fit; none by default (it costs seconds per clip)."""
     max_median_nme_percent: float = Field(5.0, gt=0)
     """Clips with a larger median landmark error (percent of eye distance) get status poor_fit."""
     sheet_frames: int = Field(6, ge=0, le=12)
     """Frames in the contact sheet of a clip; 0 writes none."""
 
     @model_validator(mode="after")
-    def _regressor(self) -> Self:
+    def _stages_fit_together(self) -> Self:
+        if self.photometric is not None and self.appearance_frames == 0:
+            raise ValueError(
+                "fit.photometric starts from the light and texture of appearance_frames, which "
+                "is 0; give at least 1"
+            )
         if (self.init == "recon") != (self.recon is not None):
             raise ValueError(
                 f"init={self.init} and recon={self.recon}: init=recon needs the checkpoint "

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nfs.morphable.coefficients import Coefficients
-from nfs.morphable.lighting import AMBIENT, NUM_HARMONICS, harmonics
+from nfs.morphable.lighting import AMBIENT, NUM_HARMONICS, harmonics, irradiance
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.normals import vertex_normals
 from nfs.morphable.projection import to_screen
@@ -102,6 +102,21 @@ def with_appearance(coefficients: Coefficients, appearance: Appearance) -> Coeff
         texture=appearance.texture.expand(rows, -1).clone(),
         lighting=appearance.lighting.expand(rows, -1).clone(),
     )
+
+
+@torch.no_grad()
+def photometric_l1(model: MorphableModel, coefficients: Coefficients, images: Tensor) -> Tensor:
+    """Return the mean absolute colour error `[K]` of the visible skin's vertices, in [0, 1].
+
+    Arguments as in `fit_appearance`.
+    """
+    vertices = posed_vertices(model, coefficients)
+    normals = vertex_normals(vertices, model.faces)
+    weights = visible_skin(model, vertices, normals).to(vertices)
+    colours = sample_vertices(images, to_screen(vertices, images.shape[-1])[..., :2])
+    light = irradiance(normals, coefficients.lighting)
+    error = (model.albedo(coefficients.texture) * light - colours).abs().mean(-1)
+    return (weights * error).sum(1) / weights.sum(1).clamp_min(1)
 
 
 def visible_skin(model: MorphableModel, vertices: Tensor, normals: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from nfs.artifacts.shards import ClipRun
 from nfs.artifacts.store import Store
 from nfs.artifacts.tables import read_rows, unit_places
 from nfs.config.fit_3dmm import ClipFitConfig
-from nfs.errors import ClipError
+from nfs.errors import ClipError, NonFiniteError
 from nfs.media.images import decode_jpeg, encode_png
 from nfs.morphable.appearance import fit_appearance, with_appearance
 from nfs.morphable.coefficients import NUM_COEFFICIENTS, Coefficients
@@ -32,7 +32,9 @@ from nfs.morphable.loading import load_model
 from nfs.morphable.metrics import lip_gap_px
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.overlay import contact_sheet
+from nfs.morphable.photometric_fit import PhotometricSettings
 from nfs.morphable.recon.predictor import ReconPredictor
+from nfs.morphable.refine import Refiner
 
 Item = Mapping[str, Any]
 Images = NDArray[np.uint8]
@@ -70,6 +72,7 @@ def fit_clip_frames(
     temporal_weight: float = 1.0,
     settings: FitSettings | None = None,
     start: Coefficients | None = None,
+    refiner: Refiner | None = None,
 ) -> ClipFit:
     """Fit one clip, or one photo (T = 1).
 
@@ -83,9 +86,10 @@ def fit_clip_frames(
         temporal_weight: See `fit_landmarks`.
         settings: See `fit_landmarks`.
         start: See `fit_landmarks`.
+        refiner: Photometric stage; it works on `images`.
 
     Raises:
-        ClipError: `no_face` if no frame is usable.
+        ClipError: `no_face` if no frame is usable; `diverged` if the photometric stage does.
     """
     if usable is None:
         usable = torch.isfinite(landmarks_px).flatten(1).all(1)
@@ -108,6 +112,20 @@ def fit_clip_frames(
         appearance = fit_appearance(model, fit.coefficients[rows], pictures)
         fit = replace(fit, coefficients=with_appearance(fit.coefficients, appearance))
         photometric[rows] = appearance.photometric_l1
+    if refiner is not None and images:
+        try:
+            refined = refiner(
+                fit,
+                images,
+                landmarks_px,
+                usable,
+                temporal_weight=temporal_weight,
+                landmark_settings=settings,
+            )
+        except NonFiniteError as error:
+            raise ClipError("diverged", f"photometric stage: {error}") from error
+        fit = refined.fit
+        photometric[torch.tensor(sorted(images))] = refined.photometric_l1
     median = float(fit.nme_percent[usable].median())
     return ClipFit(fit, usable, photometric, median)
 
@@ -134,6 +152,7 @@ class FitWork:
         landmarks = self.config.landmarks.tree()
         self.temporal_weight = landmarks.pop("temporal_weight")
         self.settings = FitSettings(**landmarks)
+        self.refiner = build_refiner(self.model, self.config)
         self.recon: ReconPredictor | None = None
         if self.config.recon is not None:
             self.recon = ReconPredictor.load(self.config.recon, self.model)
@@ -149,7 +168,7 @@ class FitWork:
         sizes = set(frames["image_size_px"].to_pylist())
         if len(sizes) != 1:
             raise ClipError("bad_frames", f"{item['path']}: image sizes {sorted(sizes)}, need one")
-        chosen = spread_frames(usable, self.config.appearance_frames)
+        chosen = spread_frames(usable, key_frames(self.config))
         result = fit_clip_frames(
             self.model,
             landmarks,
@@ -159,6 +178,7 @@ class FitWork:
             temporal_weight=self.temporal_weight,
             settings=self.settings,
             start=self._start(item, landmarks, usable),
+            refiner=self.refiner,
         )
         self._write_sheet(item, result, landmarks)
         return {"fits": fits_table(item["clip_id"], frames, result, self.config)}
@@ -227,6 +247,28 @@ class FitWork:
             fitted_px=result.fit.landmarks_px[index],
         )
         self.output.write_bytes(sheet_path(item["key"]), encode_png(sheet))
+
+
+def build_refiner(model: MorphableModel, config: ClipFitConfig) -> Refiner | None:
+    """Return the photometric stage of a configuration, None if it has none."""
+    chosen = config.photometric
+    if chosen is None:
+        return None
+    settings = PhotometricSettings(
+        rigid_steps=chosen.rigid_steps,
+        joint_steps=chosen.joint_steps,
+        learning_rate=chosen.learning_rate,
+        weights=chosen.weights.tree(),
+        normal_weighting=chosen.normal_weighting,
+        backend=chosen.backend,
+    )
+    return Refiner(model, settings, chosen.image_size_px)
+
+
+def key_frames(config: ClipFitConfig) -> int:
+    """Return how many pictures of a clip are looked at for light and texture."""
+    stage = config.photometric
+    return config.appearance_frames if stage is None else stage.frames
 
 
 def sheet_path(key: str) -> str:

@@ -18,6 +18,7 @@ from nfs.morphable.metrics import MIRRORED_LANDMARKS
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+Indices = NDArray[np.integer]
 
 NUM_JAW = 17
 NUM_CANDIDATES = 11
@@ -28,7 +29,7 @@ MIN_YAW_RAD = 0.2
 
 
 def jaw_candidates(
-    positions: FloatArray, faces: IntArray, triangles: IntArray, weights: FloatArray
+    positions: FloatArray, faces: Indices, triangles: Indices, weights: FloatArray
 ) -> tuple[IntArray, FloatArray]:
     """Return candidates of the jaw points as vertices `[J, C, 3]` and weights `[J, C, 3]`.
 
@@ -42,7 +43,7 @@ def jaw_candidates(
         The first candidate of each is the landmark itself. Where the surface ends, the previous
         candidate is repeated.
     """
-    chosen = np.repeat(triangles[:NUM_JAW, None], NUM_CANDIDATES, axis=1)
+    chosen = np.repeat(triangles[:NUM_JAW, None].astype(np.int64), NUM_CANDIDATES, axis=1)
     barycentric = np.repeat(weights[:NUM_JAW, None], NUM_CANDIDATES, axis=1)
     points = (positions[triangles[:NUM_JAW]] * weights[:NUM_JAW, :, None]).sum(1)
     middle = points[NUM_JAW // 2, 0]

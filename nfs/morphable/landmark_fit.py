@@ -26,9 +26,9 @@ from nfs.morphable.gauss_newton import (
     rigid_step,
     slide_contour,
 )
+from nfs.morphable.initial_pose import orthographic_pose
 from nfs.morphable.metrics import MOUTH, nme_percent
 from nfs.morphable.model import MorphableModel
-from nfs.morphable.projection import CAMERA_DISTANCE, focal_px
 
 NUM_LANDMARKS = 68
 FACE_SIZE_DM = 1.6
@@ -147,6 +147,36 @@ def fit_landmarks(
     projected = project_state(slide_contour(problem, state), state)[2][..., :2]
     errors = torch.where(valid, nme_percent(projected, target), torch.nan)
     return Fit(_coefficients(model, state), errors, projected)
+
+
+@torch.no_grad()
+def measure_fit(
+    model: MorphableModel,
+    coefficients: Coefficients,
+    landmarks_px: Tensor,
+    image_size_px: int,
+    *,
+    usable: Tensor,
+    settings: FitSettings | None = None,
+) -> Fit:
+    """Return given coefficients as a `Fit`, with the errors that `fit_landmarks` would report.
+
+    Args:
+        model: The model of the coefficients.
+        coefficients: T rows.
+        landmarks_px: `[T, 68, 2]` continuous pixels.
+        image_size_px: Side of the square image.
+        usable: `[T]` frames whose landmarks count.
+        settings: Says whether jaw points slide.
+    """
+    weights = _check_inputs(landmarks_px, usable.float(), 0.0)
+    target, valid = _fill_gaps(landmarks_px.to(model.mean_shape), weights)
+    settings = settings or FitSettings()
+    problem = _make_problem(model, target, weights, image_size_px, settings, 0.0, "free")
+    state = _start_state(model, coefficients, valid, shared_identity=False)
+    projected = project_state(slide_contour(problem, state), state)[2][..., :2]
+    errors = torch.where(valid, nme_percent(projected, target), torch.nan)
+    return Fit(coefficients, errors, projected)
 
 
 def _check_inputs(landmarks: Tensor, weights: Tensor | None, temporal_weight: float) -> Tensor:
@@ -335,33 +365,11 @@ def _minimise(
 
 def _mean_face(problem: Problem) -> State:
     count = len(problem.target)
-    rotation, translation = _initial_pose(problem)
+    rotation, translation = orthographic_pose(problem)
     rows = count if problem.identity_mode == "free" else 1
     identity = problem.mean.new_zeros(rows, problem.identity_basis.shape[-1])
     expression = problem.mean.new_zeros(count, problem.expression_basis.shape[-1])
     return State(rotation, translation, identity, expression)
-
-
-def _initial_pose(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return the scaled orthographic pose of the mean face: least squares, nearest rotation."""
-    middle = problem.mean.mean(0)
-    centre = problem.target.mean(1, keepdim=True)
-    upward = (problem.target - centre) * problem.target.new_tensor([1.0, -1.0])
-    affine = (torch.linalg.pinv(problem.mean - middle) @ upward).transpose(1, 2)
-    u, singular, vt = torch.linalg.svd(affine, full_matrices=False)
-    rows = u @ vt
-    third = torch.linalg.cross(rows[:, 0], rows[:, 1])
-    rotation = torch.cat([rows, third[:, None]], dim=1)
-    # Landmarks on one spot have no scale; one pixel per dm keeps such a frame finite.
-    scale = singular.mean(1).clamp_min(1.0)
-    half = problem.image_size_px / 2
-    depth = focal_px(problem.image_size_px) / scale
-    offset = [
-        (centre[:, 0, 0] - half) / scale,
-        (half - centre[:, 0, 1]) / scale,
-        CAMERA_DISTANCE - depth,
-    ]
-    return rotation, torch.stack(offset, dim=-1) - rotation @ middle
 
 
 def _coefficients(model: MorphableModel, state: State) -> Coefficients:

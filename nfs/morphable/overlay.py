@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nfs.morphable.coefficients import Coefficients
+from nfs.morphable.lighting import irradiance
 from nfs.morphable.model import MorphableModel
 from nfs.morphable.normals import vertex_normals
 from nfs.morphable.shading import posed_vertices, render
@@ -18,7 +19,8 @@ DETECTED_COLOUR = (40, 220, 60)
 FITTED_COLOUR = (255, 60, 40)
 MESH_COLOUR = (0.75, 0.78, 0.85)
 MESH_OPACITY = 0.65
-MAX_FRAMES = 6
+LIGHT_GREY = 0.6
+"""Albedo that the light is shown on."""
 
 
 @torch.no_grad()
@@ -37,6 +39,27 @@ def mesh_overlay(model: MorphableModel, coefficients: Coefficients, images: Pict
     alpha = (MESH_OPACITY * shaded.mask[..., None]).cpu().numpy()
     blended = images * (1 - alpha) + 255 * shaded.image.cpu().numpy() * alpha
     return blended.clip(0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def appearance_rows(
+    model: MorphableModel, coefficients: Coefficients, images: Picture
+) -> list[Picture]:
+    """Return the rendering over the images, the albedo and the light, each `[N, S, S, 3]`."""
+    size = images.shape[1]
+    normals = vertex_normals(posed_vertices(model, coefficients), model.faces)
+    light = LIGHT_GREY * irradiance(normals, coefficients.lighting)
+    white = np.full_like(images, 255)
+    drawn = [
+        (images, render(model, coefficients, size)),
+        (white, render(model, coefficients, size, colours=model.albedo(coefficients.texture))),
+        (white, render(model, coefficients, size, colours=light)),
+    ]
+    rows = []
+    for under, shaded in drawn:
+        colours = (shaded.image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        rows.append(np.where(shaded.mask[..., None].cpu().numpy(), colours, under))
+    return rows
 
 
 def draw_points(images: Picture, points_px: Tensor, colour: tuple[int, int, int]) -> Picture:
@@ -61,7 +84,10 @@ def contact_sheet(
     landmarks_px: Tensor,
     fitted_px: Tensor,
 ) -> Picture:
-    """Return one picture: a column per frame; image, landmarks (found green, fitted red), mesh.
+    """Return one picture with a column per frame.
+
+    Rows: image, landmarks (found green, fitted red), mesh. Where the coefficients have a light or a
+    texture, also the rendering over the image, the albedo, and the light on white.
 
     Args:
         model: The fitted model.
@@ -71,9 +97,11 @@ def contact_sheet(
         fitted_px: `[N, 68, 2]` fitted.
 
     Returns:
-        `[3 S, N S, 3]` uint8 RGB.
+        `[3 S, N S, 3]` or `[6 S, N S, 3]` uint8 RGB.
     """
     marked = draw_points(images, landmarks_px, DETECTED_COLOUR)
     marked = draw_points(marked, fitted_px, FITTED_COLOUR)
-    rows = (images, marked, mesh_overlay(model, coefficients, images))
+    rows = [images, marked, mesh_overlay(model, coefficients, images)]
+    if bool(coefficients.texture.any()) or bool(coefficients.lighting.any()):
+        rows += appearance_rows(model, coefficients, images)
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

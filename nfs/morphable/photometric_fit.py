@@ -6,7 +6,7 @@ per photo at 500 steps, against milliseconds for `fit_landmarks`. Legend: B face
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -28,6 +28,7 @@ from nfs.optim.loop import LoopResult, LoopSettings, Objective, minimise
 
 # An exact match of a pixel has no gradient in the original; this keeps it finite (spec 3, quirk 7).
 EPS = 1e-20
+SHARED = ("identity", "texture", "lighting")
 DEFAULT_WEIGHTS = {
     "landmarks": 100.0,
     "identity": 1e-3,
@@ -50,6 +51,7 @@ class PhotometricSettings:
         focal_length_px: Focal length; None scales the standard one with the image.
         normal_weighting: See `vertex_normals`.
         backend: See `rasterize`.
+        shared: The rows are frames of one clip: one identity, texture and light for all of them.
     """
 
     rigid_steps: int = 0
@@ -59,6 +61,7 @@ class PhotometricSettings:
     focal_length_px: float | None = None
     normal_weighting: NormalWeighting = "area"
     backend: Backend = "auto"
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def fit_photometric(
 ) -> PhotometricFit:
     """Refine coefficients so that the rendering matches the images.
 
+    Expressions stay inside the model's bounds and axes that it calls unseen (gaze, tongue) stay as
+    they are: colours of eyes and mouth would otherwise drive them.
+
     Args:
         model: The model to fit.
         images: `[B, S, S, 3]` in [0, 1].
@@ -97,25 +103,53 @@ def fit_photometric(
         NonFiniteError: If a term becomes NaN or infinite.
     """
     settings = settings or PhotometricSettings()
-    variables = {
-        f.name: getattr(start, f.name).detach().clone().requires_grad_() for f in fields(start)
-    }
-    coefficients = Coefficients(**variables)
+    variables = _variables(start, shared=settings.shared)
+
+    def now() -> Coefficients:
+        return Coefficients(
+            **{name: value.expand(len(start), -1) for name, value in variables.items()}
+        )
+
+    def keep_bounds(step: int, losses: Mapping[str, float]) -> None:
+        del step, losses
+        with torch.no_grad():
+            variables["expression"].copy_(_allowed(model, variables["expression"], start))
+
     pose = {name: variables[name] for name in ("rotation", "translation")}
     rigid = _run(
-        lambda _: {"landmarks": _landmarks(model, coefficients, landmarks_px, settings, images)},
+        lambda _: {"landmarks": _landmarks(model, now(), landmarks_px, settings, images)},
         pose,
         settings.rigid_steps,
         settings,
     )
     joint = _run(
-        lambda _: _joint_losses(model, coefficients, landmarks_px, settings, images),
+        lambda _: _joint_losses(model, now(), landmarks_px, settings, images),
         variables,
         settings.joint_steps,
         settings,
+        keep_bounds,
     )
-    final = Coefficients(**{name: value.detach() for name, value in variables.items()})
-    return PhotometricFit(final, rigid, joint)
+    final = {f.name: getattr(now(), f.name).detach().clone() for f in fields(start)}
+    return PhotometricFit(Coefficients(**final), rigid, joint)
+
+
+def _variables(start: Coefficients, *, shared: bool) -> dict[str, Tensor]:
+    """Return leaf tensors to optimise; shared ones have one row, the mean of the start's."""
+    variables = {}
+    for item in fields(start):
+        value = getattr(start, item.name).detach().clone()
+        if shared and item.name in SHARED:
+            value = value.mean(0, keepdim=True)
+        variables[item.name] = value.requires_grad_()
+    return variables
+
+
+def _allowed(model: MorphableModel, expression: Tensor, start: Coefficients) -> Tensor:
+    """Return expressions `[B, 64]` inside the bounds, unseen axes as in the start."""
+    inside = torch.minimum(
+        torch.maximum(expression, model.expression_lower), model.expression_upper
+    )
+    return torch.where(torch.isfinite(model.expression_prior), inside, start.expression)
 
 
 def _run(
@@ -123,10 +157,13 @@ def _run(
     variables: Mapping[str, Tensor],
     num_steps: int,
     settings: PhotometricSettings,
+    after_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> LoopResult:
     optimizer = torch.optim.Adam(list(variables.values()), lr=settings.learning_rate)
     loop = LoopSettings(num_steps, weights=settings.weights)
-    return minimise(objective, variables=variables, optimizer=optimizer, settings=loop)
+    return minimise(
+        objective, variables=variables, optimizer=optimizer, settings=loop, after_step=after_step
+    )
 
 
 def _landmarks(
@@ -165,9 +202,9 @@ def _joint_losses(
     mask = shaded.mask.to(images)
     return {
         "landmarks": _landmarks(model, coefficients, target, settings, images),
-        "identity": coefficients.identity.square().sum(),
-        "expression": coefficients.expression.square().sum(),
-        "texture": coefficients.texture.square().sum(),
+        "identity": coefficients.identity.square().sum(1).mean(),
+        "expression": coefficients.expression.square().sum(1).mean(),
+        "texture": coefficients.texture.square().sum(1).mean(),
         "reflectance": reflectance_loss(model.albedo(coefficients.texture), skin),
         "photometric": photometric_loss(
             shaded.image.clamp(0, 1), images, mask, eps=EPS, over="image"
