@@ -28,8 +28,10 @@ def start(repository: Path, job: str, storage: Path, *overrides: str) -> subproc
     )
 
 
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
+def kill_when(
+    process: subprocess.Popen[str], ready: Callable[[], bool], patience_s: float = 240
+) -> None:
+    deadline = time.monotonic() + patience_s
     while not ready():
         assert process.poll() is None, f"ended before the kill: {process.stderr.read()[-2000:]}"
         assert time.monotonic() < deadline, "never got to the middle"
@@ -38,8 +40,8 @@ def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None
     process.wait()
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate(timeout=400)
+def finish(process: subprocess.Popen[str], patience_s: float = 400) -> None:
+    _, error = process.communicate(timeout=patience_s)
     assert process.returncode == 0, error[-3000:]
 
 

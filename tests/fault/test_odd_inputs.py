@@ -18,6 +18,7 @@ from tests.odd_media import FPS, ODD, VARIABLE_TIMES, OddMedia
 pytestmark = pytest.mark.timeout(3600)
 
 TINY = ["clip.crop_size_px=128"]
+PATIENCE_S = 1800
 
 
 def run_killed(repository: Path, folder: Path, storage: Path, count: int, kind: str) -> str:
@@ -28,12 +29,13 @@ def run_killed(repository: Path, folder: Path, storage: Path, count: int, kind: 
         kill_when(
             start(repository, *arguments),
             lambda part=part: len(committed(storage, "clips")) >= part,
+            PATIENCE_S,
         )
         now = committed(storage, "clips")
         assert len(now) < count, "the kill came too late to prove anything"
         assert {name: now[name] for name in seen} == seen, "a finished file was done again"
         seen = now
-    finish(start(repository, *arguments))
+    finish(start(repository, *arguments), PATIENCE_S)
     now = committed(storage, "clips")
     assert {name: now[name] for name in seen} == seen
     return str(run_directory(storage) / "clips")
@@ -41,7 +43,7 @@ def run_killed(repository: Path, folder: Path, storage: Path, count: int, kind: 
 
 def run_whole(repository: Path, folder: Path, storage: Path) -> str:
     arguments = ("preprocess", storage, f"inputs=[{folder}]", "launch.kind=local", *TINY)
-    finish(start(repository, *arguments))
+    finish(start(repository, *arguments), PATIENCE_S)
     return str(run_directory(storage) / "clips")
 
 
