@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobs._launch import JobRun
-    from nfs.config.base import JobConfig
+    from nfs.config.base import TrainingConfig
     from nfs.runtime.dispatch import Worker
 
 
 def train_job(
-    worker: Worker, config: JobConfig, job: JobRun, *, model: str, parents: Sequence[str]
+    worker: Worker, config: TrainingConfig, job: JobRun, *, model: str, parents: Sequence[str]
 ) -> dict[str, Any]:
-    """Train and return metrics and the checkpoint artifact.
+    """Train and return metrics and the checkpoint artifact, with `best` the best model's too.
 
     Args:
         worker: Training worker of the family.
@@ -26,16 +26,16 @@ def train_job(
     from jobs._launch import torchrun_rank
     from nfs.artifacts import write_manifest
     from nfs.runtime import run_training
+    from nfs.training.best import BEST
 
     metrics = run_training(worker, config.tree(), config.launch, job.directory, job.tracker)
     if torchrun_rank() > 0:
         return {"metrics": metrics}
-    checkpoint = job.output("checkpoint")
-    write_manifest(
-        checkpoint,
-        kind="checkpoint",
-        config=config.tree(),
-        parents=parents,
-        extra={"model": model},
-    )
-    return {"metrics": metrics, "artifacts": {"checkpoint": checkpoint}}
+    artifacts = {"checkpoint": job.output("checkpoint")}
+    if config.best is not None and (job.directory / BEST).is_dir():
+        artifacts[BEST] = job.output(BEST)
+    for uri in artifacts.values():
+        write_manifest(
+            uri, kind="checkpoint", config=config.tree(), parents=parents, extra={"model": model}
+        )
+    return {"metrics": metrics, "artifacts": artifacts}

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nfs.config.base import LoaderConfig
+from nfs.config.base import BestConfig, LoaderConfig
 from nfs.errors import ClipError, InputError
 from nfs.runtime.context import WorkerContext, unwrap
 from nfs.training import Evaluation, LoopSettings, train
@@ -132,6 +132,7 @@ def line_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         checkpoint_every=tree.get("checkpoint_every", 16),
         evaluate_every=32,
         loader=LoaderConfig.from_tree(tree.get("loader", {})),
+        best=BestConfig.from_tree(tree["best"]) if "best" in tree else None,
     )
     crash = tree.get("crash_file")
     task = LineTask(

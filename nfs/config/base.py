@@ -233,6 +233,15 @@ class JobConfig(Config):
     """Where parameters, metrics and pictures go."""
 
 
+class BestConfig(Config):
+    """What makes one evaluation of a training better than another."""
+
+    metric: str
+    """Metric of the evaluations, e.g. `eval/frechet_face`."""
+    goal: Literal["min", "max"] = "min"
+    """Whether small or large values are good."""
+
+
 class TrainingConfig(JobConfig):
     """Settings that every training on a data set has."""
 
@@ -246,6 +255,9 @@ class TrainingConfig(JobConfig):
     """Samples between evaluations."""
     checkpoint_every: int = Field(ge=1)
     """Samples between saved states."""
+    best: BestConfig | None = None
+    """Keep the model of the best evaluation as `best/` of the run, beside the last one in
+    `checkpoint/`; null keeps the last alone."""
 
     @model_validator(mode="after")
     def _intervals(self) -> Self:

@@ -61,5 +61,8 @@ def init_from_environment() -> tuple[int, int]:
     if world_size == 1:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        device = pick_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # else barriers of all ranks meet on the first GPU
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), world_size

@@ -48,8 +48,14 @@ class WorkerContext(Protocol):
     ) -> None:
         """Commit a state atomically. Collective; rank 0's `write` fills the directory.
 
-        With `write_part`, every rank adds files of its own to the same state.
+        `write` may run in the background after this returns, so what it writes must not change;
+        at most one state is on its way. With `write_part`, every rank adds files of its own to the
+        same state before this returns.
         """
+        ...
+
+    def settle(self) -> None:
+        """Wait until the saved states are written; raise what went wrong with this rank's."""
         ...
 
     def latest(self) -> Path | None:

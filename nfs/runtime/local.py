@@ -6,6 +6,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class LocalContext:
         self.tracker: Tracker = tracker if self.rank == 0 else NullTracker()
         self._on_report = on_report
         self._states = directory / "states"
+        self._writing: Future[None] | None = None
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Move a module to the device; synchronise gradients when there are several ranks."""
@@ -71,8 +73,11 @@ class LocalContext:
         metrics: Mapping[str, Any],
         write_part: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write a state under a temporary name, rename it, keep the newest few."""
-        number = self._numbers()[-1] + 1 if self._numbers() else 0
+        """Write a state under a temporary name, rename it, keep the newest few.
+
+        Rank 0 does so in a thread; the previous state is complete before the next one begins.
+        """
+        self.settle()
         temporary = self._states / f".{uuid.uuid4().hex}.tmp"
         if write_part is not None:
             temporary = self._agreed(temporary)
@@ -80,13 +85,32 @@ class LocalContext:
             write_part(temporary)
             self.barrier()
         if self.rank == 0:
-            temporary.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            (temporary / "metrics.json").write_text(json.dumps(dict(metrics)), encoding="utf-8")
-            temporary.rename(self._states / f"{number:06d}")
-            for old in self._numbers()[:-KEEP_STATES]:
-                shutil.rmtree(self._states / f"{old:06d}")
-        self.barrier()
+            thread = ThreadPoolExecutor(1, thread_name_prefix="nfs-state")
+            self._writing = thread.submit(self._commit, temporary, write, dict(metrics))
+            thread.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait until the last state is written.
+
+        Raises:
+            OSError: If it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _commit(
+        self, temporary: Path, write: Callable[[Path], None], metrics: dict[str, Any]
+    ) -> None:
+        temporary.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        (temporary / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        number = self._numbers()[-1] + 1 if self._numbers() else 0
+        temporary.rename(self._states / f"{number:06d}")
+        for old in self._numbers()[:-KEEP_STATES]:
+            shutil.rmtree(self._states / f"{old:06d}")
+        for torn in self._states.glob(".*.tmp"):  # of a killed process
+            shutil.rmtree(torn)
 
     def latest(self) -> Path | None:
         """Return the newest committed state."""

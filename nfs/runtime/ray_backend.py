@@ -254,6 +254,9 @@ class RayContext:
                 checkpoint = Checkpoint.from_directory(folder)
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 
+    def settle(self) -> None:
+        """Nothing is on its way: `save` returns when Ray has the checkpoint."""
+
     def latest(self) -> Path | None:
         """Download the newest committed checkpoint once and return its directory."""
         checkpoint = ray.train.get_checkpoint()

@@ -11,14 +11,15 @@ from functools import partial
 
 import torch
 
-from nfs.config.base import LoaderConfig, TrainingConfig
+from nfs.config.base import BestConfig, LoaderConfig, TrainingConfig
 from nfs.errors import ConfigError
 from nfs.runtime.context import WorkerContext
 from nfs.runtime.memory import peak_memory
 from nfs.runtime.progress import report_progress, report_warning
 from nfs.runtime.seeding import seed_everything
+from nfs.training.best import keep_best
 from nfs.training.loading import BatchReader, read_batches
-from nfs.training.state import TrainState, load_state, save_state
+from nfs.training.state import TrainState, load_state, save_state, snapshot
 from nfs.training.task import CollectiveEvaluation, DistributedTask, MapDataset, TrainTask
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class LoopSettings:
         evaluate_every: Evaluation interval; the end of the run is always evaluated.
         seed: Seed of data order, augmentation and everything random in a step.
         loader: Who prepares the batches, and how far ahead.
+        best: Which evaluation's model is kept beside the last one; None: no other.
     """
 
     total_samples: int
@@ -45,6 +47,7 @@ class LoopSettings:
     evaluate_every: int
     seed: int = 0
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    best: BestConfig | None = None
 
     @classmethod
     def from_config(cls, config: TrainingConfig, total_samples: int) -> LoopSettings:
@@ -57,6 +60,7 @@ class LoopSettings:
             evaluate_every=config.evaluate_every,
             seed=config.seed,
             loader=config.loader,
+            best=config.best,
         )
 
 
@@ -83,10 +87,13 @@ def train(
         rank=context.rank,
         world_size=context.world_size,
     )
-    with closing(read_batches(reader, clock, settings.loader, context.device)) as batches:
-        samples_seen, history = _steps(
-            task, batches, settings, context, samples_seen=samples_seen, history=history
-        )
+    try:
+        with closing(read_batches(reader, clock, settings.loader, context.device)) as batches:
+            samples_seen, history = _steps(
+                task, batches, settings, context, samples_seen=samples_seen, history=history
+            )
+    finally:
+        context.settle()
     if context.rank == 0:
         task.export(context.directory / "checkpoint")
     context.barrier()
@@ -121,11 +128,19 @@ def _steps(
         go_on = True
         if crossed(settings.evaluate_every) or done:
             with meter.paused():
-                history = _evaluate(task, context, settings.seed, samples_seen)
+                found = _evaluate(task, context, settings.seed, samples_seen)
+                if settings.best is not None and context.rank == 0:
+                    found |= keep_best(
+                        task, context, settings.best, history, found, samples_seen=samples_seen
+                    )
+                history = found
             go_on = context.report({**history, "train/samples_seen": samples_seen})
         if crossed(settings.checkpoint_every) or done or not go_on:
             context.tracker.flush()
-            state = TrainState(samples_seen, task.state_dict(), history)
+            tree = task.state_dict()
+            if context.rank == 0:
+                tree = snapshot(tree)  # it is written while the training goes on
+            state = TrainState(samples_seen, tree, history)
             part = task.save_part if isinstance(task, DistributedTask) else None
             context.save(partial(save_state, state), {"samples_seen": samples_seen}, part)
         if not go_on:
@@ -156,11 +171,12 @@ class _Meter:
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         for name, value in metrics.items():
             total, count = self._sums.get(name, (torch.zeros(()), 0))
-            self._sums[name] = (total + value.detach().float().cpu(), count + 1)
+            self._sums[name] = (total + value.detach().float(), count + 1)
         self._steps += 1
 
     def take(self, batch_size: int) -> dict[str, float | torch.Tensor]:
         seconds = (time.monotonic() - self._start) / max(1, self._steps)
+        # Sums stay on their device until here: a transfer for every metric and step costs time.
         means: dict[str, float | torch.Tensor] = {n: t / c for n, (t, c) in self._sums.items()}
         means["time/step_s"] = seconds
         means["time/data_wait_s"] = self._waited / max(1, self._steps)

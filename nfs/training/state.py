@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -28,6 +29,23 @@ class TrainState:
     samples_seen: int
     task: dict[str, Any]
     history: dict[str, float]
+
+
+def snapshot(tree: Any) -> Any:
+    """Return a copy of a state on the CPU that later training steps do not change.
+
+    Containers are copied with their attributes (the versions in a module's state dict).
+    """
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        copied = copy.copy(tree)
+        for name, value in tree.items():
+            copied[name] = snapshot(value)
+        return copied
+    if isinstance(tree, list | tuple):
+        return type(tree)([snapshot(value) for value in tree])
+    return tree
 
 
 def save_state(state: TrainState, directory: Path) -> None:

@@ -1,4 +1,6 @@
+import copy
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
 from nfs.training.ema import Ema, ema_beta
 from nfs.training.guard import check_finite
 from nfs.training.sampler import SeekableSampler
-from nfs.training.state import load_state
+from nfs.training.state import load_state, snapshot
 from tests.toy import LineDataset, LineTask, line_worker
 
 
@@ -80,9 +82,49 @@ def test_half_written_state_is_never_seen(tmp_path):
         (folder / "x").write_text("half")
         raise OSError("disk full")
 
+    context.save(fail, {})
     with pytest.raises(OSError, match="disk full"):
-        context.save(fail, {})
+        context.settle()
     assert context.latest() is None
+    context.save(lambda folder: (folder / "x").touch(), {})
+    context.settle()
+    assert [p.name for p in (tmp_path / "states").iterdir()] == ["000000"]
+
+
+def test_a_failed_write_ends_the_run_at_the_next_state(tmp_path):
+    context = LocalContext(tmp_path, None)
+    context.save(lambda folder: (folder / "missing" / "x").touch(), {})
+    with pytest.raises(OSError, match="missing"):
+        context.save(lambda folder: None, {})
+
+
+def test_states_are_written_while_the_caller_goes_on(tmp_path):
+    context, go_on, order = LocalContext(tmp_path, None), threading.Event(), []
+
+    def write(folder):
+        assert go_on.wait(20)
+        order.append("written")
+
+    context.save(write, {})
+    assert context.latest() is None
+    order.append("returned")
+    go_on.set()
+    context.save(lambda folder: order.append("second"), {})
+    context.settle()
+    assert order == ["returned", "written", "second"]
+    assert context.latest().name == "000001"
+
+
+def test_snapshot_shares_nothing_that_a_step_changes(tmp_path):
+    task = LineTask()
+    task.setup(LocalContext(tmp_path, None))
+    task.train_step({"x": torch.ones(8), "y": torch.zeros(8)}, 0)
+    state = snapshot(task.state_dict())
+    before = copy.deepcopy(state)
+    task.train_step({"x": torch.ones(8), "y": torch.zeros(8)}, 8)
+    torch.testing.assert_close(state, before, rtol=0, atol=0)
+    assert not torch.equal(state["model"]["weight"], task.model.weight)
+    assert state["model"]._metadata == task.model.state_dict()._metadata
 
 
 def test_only_the_newest_states_are_kept(tmp_path):
@@ -198,3 +240,34 @@ def test_files_and_warnings_of_an_evaluation_are_recorded(tmp_path, caplog):
     rows = [row["metrics"] for row in tracker.read() if "time/evaluate_s" in row["metrics"]]
     assert len(rows) == 2
     assert all(row["memory/rss_peak_mb"] > 50 for row in rows)
+
+
+def evaluations(directory: Path) -> dict[int, float]:
+    rows = JsonlTracker(directory / "tracking", "r").read()
+    return {r["step"]: r["metrics"]["val/weight"] for r in rows if "val/weight" in r["metrics"]}
+
+
+@pytest.mark.parametrize(("goal", "choose"), [("min", min), ("max", max)])
+def test_the_model_of_the_best_evaluation_is_kept(tmp_path, goal, choose):
+    result = run(tmp_path, best={"metric": "val/weight", "goal": goal})
+    found = evaluations(tmp_path)
+    step = choose(found, key=found.get)
+    assert (result["best/value"], result["best/samples_seen"]) == (found[step], step)
+    assert float(read_weights(tmp_path / "best")["weight"]) == pytest.approx(found[step])
+    last = float(read_weights(tmp_path / "checkpoint")["weight"])
+    assert last == pytest.approx(found[96])
+    assert len(set(found.values())) == 3
+    assert not list(tmp_path.glob(".best*"))
+
+
+def test_a_resumed_run_knows_the_best_evaluation(tmp_path):
+    best = {"metric": "val/weight", "goal": "min"}
+    run(tmp_path / "cut", on_report=lambda _: False, best=best)
+    assert run(tmp_path / "cut", best=best) == run(tmp_path / "whole", best=best)
+    ours, theirs = (read_weights(tmp_path / n / "best") for n in ("cut", "whole"))
+    assert torch.equal(ours["weight"], theirs["weight"])
+
+
+def test_an_unknown_metric_of_the_best_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"best\.metric=val/fid: evaluations have val/weight"):
+        run(tmp_path, best={"metric": "val/fid"})
