@@ -71,7 +71,12 @@ def read_options(path: str | Path) -> dict[str, Any] | None:
             text = (stored.metadata() or {}).get(OPTIONS_KEY)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from error
-    return None if text is None else dict(json.loads(text))
+    if text is None:
+        return None
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {OPTIONS_KEY} in its header is not JSON: {error}") from None
 
 
 def read_pickled(path: str | Path) -> object:
