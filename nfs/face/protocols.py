@@ -21,6 +21,8 @@ NUM_LANDMARKS = 68
 # the face box is 1.33 times as high and 0.965 times as wide, its centre 0.078 sides higher;
 # its side is 2.67 times the rms radius of the 68 points, its centre 0.148 rms above their mean.
 _BOX_HEIGHT, _BOX_WIDTH, _BOX_RISE = 1.33, 0.965, 0.078
+WIDTH_PER_HEIGHT = _BOX_WIDTH / _BOX_HEIGHT
+"""Of a face box."""
 _SIDE_PER_RMS, _RISE_PER_RMS = 2.67, 0.148
 
 
@@ -33,6 +35,12 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+
+def sorted_by_height(boxes: Array, scores: Array) -> Detections:
+    """Return faces, boxes [N, 4] and scores [N], with the highest box first."""
+    order = np.argsort(-(boxes[:, 3] - boxes[:, 1]), kind="stable")
+    return Detections(boxes[order], scores[order])
 
 
 class FaceDetector(Protocol):

@@ -141,9 +141,9 @@ def test_failure_row(make_work, tmp_path):
 
 
 def test_unknown_backends_and_missing_weights(monkeypatch):
-    with pytest.raises(InputError, match="use mtcnn or dlib"):
+    with pytest.raises(InputError, match="use mtcnn, mediapipe or dlib"):
         build_detector("haar")
-    with pytest.raises(InputError, match="use dlib or fan"):
+    with pytest.raises(InputError, match="use dlib, mediapipe or fan"):
         build_landmarks("mesh")
     predictor_path.cache_clear()
     monkeypatch.setattr(landmarks_module, "_PREDICTOR_SHA256", "0" * 64)
