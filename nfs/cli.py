@@ -141,6 +141,55 @@ def artifact_export_zip(
         print(f"{done.num_without_label} frames without a good fit left out")
 
 
+@artifact_app.command("export-keypoints")
+def artifact_export_keypoints(
+    clips: str,
+    directory: Path,
+    kind: Annotated[str, typer.Option("--format", help="txt (T*68*2 numbers) or npz.")] = "txt",
+    space: Annotated[str, typer.Option(help="Pixels of the source or of the crop.")] = "source",
+) -> None:
+    """Write the 68 points of every frame of CLIPS, one file per clip, into DIRECTORY."""
+    from nfs.errors import InputError
+    from nfs.face.extractor import export_keypoints
+
+    if kind not in ("txt", "npz") or space not in ("source", "crop"):
+        raise InputError("--format is txt or npz, --space is source or crop")
+    count = export_keypoints(clips, directory, kind=kind, space=space)  # type: ignore[arg-type]
+    print(f"{count} clips")
+
+
+@artifact_app.command("export-fits")
+def artifact_export_fits(
+    fits: str,
+    directory: Path,
+    format_: Annotated[str, typer.Option("--format", help="mat, npz, obj or arkit.")],
+    clip: Annotated[list[str] | None, typer.Option(help="Clip id; all by default.")] = None,
+    model: Annotated[str, typer.Option(help="Model of the fits, for obj and arkit.")] = "open_head",
+    fps: Annotated[float, typer.Option(help="Frames per second, for arkit.")] = 25.0,
+    frame: Annotated[list[int] | None, typer.Option(help="Frames as meshes, for obj.")] = None,
+) -> None:
+    """Write the coefficients of FITS for other programs, a file per clip, into DIRECTORY."""
+    from nfs.morphable.export import FORMATS, export_fits
+
+    if format_ not in FORMATS:
+        raise typer.BadParameter(f"--format {format_}: choose one of {', '.join(FORMATS)}")
+    written, remarks = export_fits(
+        fits, directory, format_, clip_ids=clip, model_spec=model, fps=fps, frames=frame or ()
+    )
+    print(f"{len(written)} files in {directory}")
+    for remark in remarks:
+        print(remark)
+
+
+@artifact_app.command("import-fits")
+def artifact_import_fits(output: str, files: list[Path], model: str = "open_head") -> None:
+    """Make the fits artifact OUTPUT of coefficient FILES (.npz, .mat, .npy, .pt)."""
+    from nfs.morphable.exchange import import_fits
+    from nfs.morphable.loading import load_model
+
+    print(f"{import_fits(files, output, load_model(model))} clips in {output}")
+
+
 @artifact_app.command("check-images")
 def artifact_check_images(path: str, center_crop: bool = False) -> None:
     """Decode every image of PATH (folder, zip, parquet, clips); print the bad ones, exit 1."""
