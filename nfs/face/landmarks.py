@@ -1,4 +1,4 @@
-"""Landmark detectors: dlib's 68-point regression trees and FAN (face-alignment)."""
+"""Landmark detectors by name; dlib's 68-point regression trees."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ _PATCH_PX, _FACE_PX = 448, 280
 # disagree tells a face (under 0.01 eye distances) from anything else (over 0.045).
 _JITTER = ((0.0, 0.0, 1.0), (-0.03, 0.02, 1.06), (0.03, -0.02, 0.95))
 _DISAGREEMENT_AT_HALF = 0.025
-
-_FAN_FILE = "2DFAN4-11f355bf06.pth.tar"
 
 
 class DlibLandmarks:
@@ -88,48 +86,6 @@ def _grey_patch(image: Image, matrix: Array) -> Image:
     return warp_affine(np.asarray(region), moved, _PATCH_PX, resample=bilinear)
 
 
-class FanLandmarks:
-    """FAN 2-D landmarks of the face-alignment package (seconds per face on a CPU; meant for GPUs).
-
-    Args:
-        device: Torch device.
-    """
-
-    def __init__(self, device: str = "cpu"):
-        import face_alignment
-
-        try:
-            self.net = face_alignment.FaceAlignment(
-                face_alignment.LandmarksType.TWO_D,
-                device=device,
-                flip_input=False,
-                compile=False,
-                face_detector="folder",  # boxes come from our detector; this one needs no weights
-            )
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"landmarks=fan: its weights {_FAN_FILE} are neither in the cache "
-                f"{_hub_folder()} nor downloadable ({error}); put the file there or use "
-                "landmarks=dlib"
-            ) from None
-
-    def landmarks(self, image: Image, boxes: Array) -> tuple[Array, Array]:
-        """Return points [N, 68, 2] and scores [N] (mean heat map peak)."""
-        if len(boxes) == 0:
-            return np.zeros((0, 68, 2)), np.zeros(0)
-        faces = [box.tolist() for box in boxes]
-        points, scores, _ = self.net.get_landmarks_from_image(
-            image, detected_faces=faces, return_landmark_score=True
-        )
-        means = np.array([float(np.mean(score)) for score in scores])
-        return np.array(points, np.float64)[:, :, :2] + 0.5, np.clip(means, 0.0, 1.0)
-
-    def follow(self, image: Image, previous: Array) -> tuple[Array, float]:
-        """Return points [68, 2] and score for the box of the previous points."""
-        points, scores = self.landmarks(image, frame_from_landmarks(previous).box()[None])
-        return points[0], float(scores[0])
-
-
 def build_landmarks(name: str, device: str = "cpu") -> LandmarkDetector:
     """Return a landmark detector by name: `dlib`, `mediapipe` or `fan`.
 
@@ -139,6 +95,8 @@ def build_landmarks(name: str, device: str = "cpu") -> LandmarkDetector:
     if name == "dlib":
         return DlibLandmarks(predictor_path())
     if name == "fan":
+        from nfs.face.fan import FanLandmarks
+
         return FanLandmarks(device)
     if name == "mediapipe":
         from nfs.face.mediapipe import MediapipeLandmarks
@@ -172,9 +130,3 @@ def predictor_path() -> Path:
         f"landmarks=dlib needs {_PREDICTOR_FILE} of the package {_PREDICTOR_PACKAGE}; "
         f"pip install {_PREDICTOR_PACKAGE}==0.3.0"
     )
-
-
-def _hub_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
