@@ -338,6 +338,11 @@ class TrainStylenerfConfig(TrainingConfig):
                 "discriminator.progressive=false needs images of one size: set growth.start_kimg=0 "
                 "and growth.end_kimg=0, or generator.grow_field=true"
             )
+        if grows and smaller and self.generator.architecture != "skip":
+            raise ValueError(
+                f"generator.architecture={self.generator.architecture}: only the last block has a "
+                "colour, so it cannot grow; set growth.start_kimg=0 and growth.end_kimg=0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nfs.runtime.context import WorkerContext, no_sync
+from nfs.stylenerf.field import ColourHead
 from nfs.stylenerf.losses import lazy_adam
 from nfs.stylenerf.phases import PhaseLoss
+from nfs.stylenerf.synthesis import ToRgb
 from nfs.training.guard import guarded_step
 
 
@@ -120,6 +122,12 @@ def block_parameters(blocks: nn.ModuleDict, *, above: int) -> list[nn.Parameter]
         if int(name) > above
         for parameter in block.parameters()
     ]
+
+
+def colour_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all layers that make colours."""
+    layers = [m for m in network.modules() if isinstance(m, ToRgb | ColourHead)]
+    return [parameter for layer in layers for parameter in layer.parameters()]
 
 
 def _touch(parameters: Sequence[nn.Parameter]) -> Tensor | float:

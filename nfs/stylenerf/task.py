@@ -32,7 +32,7 @@ from nfs.stylenerf.phases import (
     main_options,
     plain_options,
 )
-from nfs.stylenerf.players import Player, block_parameters
+from nfs.stylenerf.players import Player, block_parameters, colour_parameters
 from nfs.stylenerf.rounds import Round, divide
 from nfs.stylenerf.schedule import growth_levels, whole_stage
 from nfs.stylenerf.settings import GanSettings
@@ -326,6 +326,9 @@ class StyleNerfTask:
         unused: list[nn.Parameter] = []
         if player is self.g:
             idle = block_parameters(self.G.upsampler.blocks, above=resolution)
+            if not self.G.spec.residual_image:
+                # The colour of the newest block replaces those before it.
+                unused += colour_parameters(self.G)
         else:
             first = self.D.first_resolution(now.alpha, resolution)
             idle = block_parameters(self.D.blocks, above=first)

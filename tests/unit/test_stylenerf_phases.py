@@ -335,8 +335,9 @@ WARPED = replace(SPEC, background=None, depth_warp="inverse", depth_range=(0.88,
             {},
         ),
         (replace(SPEC, img_resolution=8), replace(D_SPEC, img_resolution=8), {}),
+        (replace(SPEC, resolution_vol=4, resolution_start=4, residual_image=False), D_SPEC, {}),
     ],
-    ids=["planes", "shuffled", "warped", "noise", "camera", "field_alone"],
+    ids=["planes", "shuffled", "warped", "noise", "camera", "field_alone", "colours"],
 )
 def test_every_parameter_of_every_kind_of_network_is_trained(spec, d_spec, changes):
     task = make_task(spec, d_spec, **changes)

@@ -412,6 +412,7 @@ def test_impossible_configurations_are_explained(text, message):
         (["generator.grow_field=true"], "discriminator.progressive=false"),
         (["generator.resolution_vol=256"], "no 2-D blocks to regularise"),
         (["generator.foreground.normalization=rows"], "needs whole images"),
+        (["generator.architecture=resnet"], "resnet: only the last block has a colour"),
     ],
 )
 def test_networks_and_losses_that_do_not_fit_are_explained(overrides, message):
