@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nfs.morphable.clip_fit import fit_clip_frames as fit_clip_frames
     from nfs.morphable.coefficients import Coefficients as Coefficients
+    from nfs.morphable.image_fit import ImageFit as ImageFit
+    from nfs.morphable.image_fit import fit_images as fit_images
     from nfs.morphable.landmark_fit import Fit as Fit
     from nfs.morphable.landmark_fit import FitSettings as FitSettings
     from nfs.morphable.landmark_fit import fit_landmarks as fit_landmarks
@@ -25,8 +27,10 @@ _HOMES = {
     "Fit": "landmark_fit",
     "FitSettings": "landmark_fit",
     "Fragments": "rasterizer",
+    "ImageFit": "image_fit",
     "MorphableModel": "model",
     "fit_clip_frames": "clip_fit",
+    "fit_images": "image_fit",
     "fit_landmarks": "landmark_fit",
     "load_model": "loading",
     "project_points": "projection",

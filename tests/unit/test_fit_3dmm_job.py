@@ -94,7 +94,7 @@ def test_work_returns_a_row_for_every_frame(clips, tmp_path):
     yaw = np.array(table["rotation_rad"].to_pylist())[:, 1]
     assert yaw == pytest.approx(np.linspace(-0.3, 0.3, 7), abs=0.05)
     sheet = decode_jpeg((tmp_path / "sheets" / "clip.png").read_bytes())
-    assert sheet.shape == (3 * SIZE, 4 * SIZE, 3)
+    assert sheet.shape == (6 * SIZE, 4 * SIZE, 3)
 
 
 def test_a_photo_is_a_clip_of_one_frame(clips, tmp_path):
@@ -102,6 +102,19 @@ def test_a_photo_is_a_clip_of_one_frame(clips, tmp_path):
     assert len(table) == 1
     assert table["nme_percent"].to_numpy()[0] < 1
     assert not (tmp_path / "sheets").exists()
+
+
+def test_the_photometric_stage_fills_texture_and_light(clips, tmp_path):
+    stage = {"frames": 2, "joint_steps": 3, "image_size_px": 48}
+    config = {"photometric": stage, "sheet_frames": 0}
+    table = FitWork(clips, str(tmp_path), config)(item("clip"))["fits"]
+    plain = FitWork(clips, str(tmp_path), {"sheet_frames": 0, "appearance_frames": 2})(item("clip"))
+    assert np.isfinite(table["photometric_l1"].to_numpy()).sum() == 2
+    for name in ("texture", "lighting", "identity"):
+        values = np.array(table[name].to_pylist())
+        assert values.any()
+        assert (values == values[0]).all()
+        assert not np.array_equal(values, np.array(plain["fits"][name].to_pylist()))
 
 
 def test_bad_clips_are_refused_or_marked(clips, tmp_path):
