@@ -52,10 +52,11 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
             items, make_work, uri, config.launch, partial(_show, bar), primary=ClipWork.primary
         )
     _delete_stale(uri, {item["key"] for item in items})
+    clustered = _cluster(uri, config) if config.identity_from == "clusters" else {}
     units = _clip_rows(uri, items)
     rows = [row for unit in units for row in unit]
     bad = [row for row in rows if row["status"] != "ok"]
-    counts = {"files": len(items), **_counts(rows, copies)}
+    counts = {"files": len(items), **_counts(rows, copies), **clustered}
     quarantined = [
         {"item": row["source_uri"], "reason": f"{row['status']}: {row['error']}"} for row in bad
     ]
@@ -103,6 +104,19 @@ def _delete_stale(uri: str, keys: set[str]) -> None:
         logger.warning("%s: its source is no longer among the inputs, deleted", key)
     if stale:
         drop_units(uri, stale, TABLES)
+
+
+def _cluster(uri: str, config: PreprocessConfig) -> dict[str, int]:
+    from jobs._identities import assign_identities
+    from nfs.perceptual.dlib_face import DlibDistance
+
+    return assign_identities(
+        uri,
+        DlibDistance.load,
+        threshold=config.identity_threshold,
+        val_fraction=config.val_fraction,
+        launch=config.launch,
+    )
 
 
 def _clip_rows(uri: str, items: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

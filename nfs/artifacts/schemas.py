@@ -92,4 +92,12 @@ FITS = pa.schema(
         ("status", pa.string()),
     ]
 )
-TABLES = {"clips": CLIPS, "frames": FRAMES, "audio": AUDIO, "fits": FITS}
+FACES = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        # mean over frames; the identity network's size
+        ("embedding", pa.list_(pa.float32())),
+        ("num_frames", pa.int32()),
+    ]
+)
+TABLES = {"clips": CLIPS, "frames": FRAMES, "audio": AUDIO, "faces": FACES, "fits": FITS}
