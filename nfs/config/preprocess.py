@@ -74,6 +74,10 @@ class ClipConfig(Config):
     """Least face height, as a part of the shorter side of the picture."""
     detect_every: int = Field(25, ge=1)
     """Frames between two looks of the detector; in between the landmarks lead on."""
+    batch_frames: int = Field(0, ge=0)
+    """0: one frame after the other, led by the landmarks (quick on CPUs). Otherwise so many frames
+    at once, for GPUs: one batch of detections, boxes interpolated between, one batch of landmarks;
+    needs landmarks=fan or mediapipe, and `detect_every` of about 5."""
     min_score: float = Field(0.5, gt=0, lt=1)
     """Landmark score under which a frame counts as without a face."""
     min_face_fraction: float = Field(0.5, ge=0, le=1)
@@ -84,6 +88,15 @@ class ClipConfig(Config):
     """Move the sound by the measured offset between sound and lips where the measure is sure."""
     quality: QualityConfig = QualityConfig()
     """Limits for single frames."""
+
+    @model_validator(mode="after")
+    def _batches(self) -> ClipConfig:
+        if self.batch_frames > 0 and self.landmarks == "dlib":
+            raise ValueError(
+                f"batch_frames={self.batch_frames} needs landmarks=fan or mediapipe; dlib finds "
+                "landmarks one by one"
+            )
+        return self
 
 
 class PreprocessConfig(JobConfig):

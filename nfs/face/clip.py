@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from nfs.artifacts.zip_archive import ZipArchive
 from nfs.config.preprocess import ClipConfig
 from nfs.errors import ClipError, InputError
 from nfs.face.align import face_square, middle_square, smooth_square
+from nfs.face.batch_tracking import BatchTracker
 from nfs.face.clip_tables import (
     ClipFrames,
     audio_table,
@@ -41,11 +42,11 @@ from nfs.face.planning import (
     sound_of,
     track_settings,
 )
-from nfs.face.protocols import Array
+from nfs.face.protocols import Array, FrameLandmarks
 from nfs.face.quality import head_pose_deg, measure_picture
 from nfs.face.selection import FaceSpan, face_heights_px
 from nfs.face.speech import match_speech
-from nfs.face.tracking import FaceTracker
+from nfs.face.tracking import FaceTracker, FollowedFaces
 from nfs.media.audio import read_audio
 from nfs.media.images import apply_affine, encode_jpeg, warp_affine
 from nfs.media.video import TimedFrame, probe, read_frames
@@ -105,14 +106,24 @@ class ClipWork:
         """Return the clips row that says why a file was given up."""
         return {"clips": clips_table([clip_row(item, None, {"status": status, "error": error})])}
 
-    def find(self, item: Item) -> FaceTracker:
+    def find(self, item: Item) -> FollowedFaces:
         """First pass: cut into scenes and follow the faces."""
-        tracker = FaceTracker(self.detector, self.points, track_settings(self.config))
+        settings, batch = track_settings(self.config), self.config.batch_frames
+        if batch > 0:
+            points = cast(FrameLandmarks, self.points)
+            batches = BatchTracker(self.detector, points, settings, batch)
+            self._follow(item, batches)
+            batches.finish()
+            return batches
+        tracker = FaceTracker(self.detector, self.points, settings)
+        self._follow(item, tracker)
+        return tracker
+
+    def _follow(self, item: Item, tracker: FaceTracker | BatchTracker) -> None:
         cuts = CutDetector()
         for _, image in self._read(item):
             cut = self.config.split_scenes and cuts.is_cut(image)
             tracker.step(image, new_scene=cut)
-        return tracker
 
     def _photo_of_zip(self, item: Item) -> dict[str, pa.Table]:
         if self._archive is None or self._archive.uri != item["path"]:

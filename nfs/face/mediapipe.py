@@ -129,33 +129,40 @@ class MediapipeLandmarks:
 
     def landmarks(self, image: Image, boxes: Array) -> tuple[Array, Array]:
         """Return points [N, 68, 2] and scores [N]; each box is refined once, upright."""
-        if len(boxes) == 0:
-            return np.zeros((0, 68, 2)), np.zeros(0)
-        rough, _ = self.mesh(image, np.stack([_roi_of_box(box) for box in boxes]))
-        return self._upright(image, rough[:, MESH_OF_LANDMARK])
+        return self.landmarks_of_frames([image] * len(boxes), boxes)
 
     def follow(self, image: Image, previous: Array) -> tuple[Array, float]:
         """Return points [68, 2] and score near the previous points."""
-        points, scores = self._upright(image, previous[None])
+        points, scores = self._upright([image], previous[None])
         return points[0], float(scores[0])
 
-    def mesh(self, image: Image, rois: Array) -> tuple[Array, Array]:
-        """Return the mesh [N, 468, 2] in pixels and scores [N].
+    def landmarks_of_frames(self, images: Sequence[Image], boxes: Array) -> tuple[Array, Array]:
+        """Return points [N, 68, 2] and scores [N] for one box [N, 4] in each of N pictures."""
+        if len(boxes) == 0:
+            return np.zeros((0, 68, 2)), np.zeros(0)
+        rough, _ = self.mesh(images, np.stack([_roi_of_box(box) for box in boxes]))
+        return self._upright(images, rough[:, MESH_OF_LANDMARK])
+
+    def mesh(self, images: Sequence[Image], rois: Array) -> tuple[Array, Array]:
+        """Return meshes [N, 468, 2] in pixels and scores [N].
 
         Args:
-            image: The picture.
-            rois: Maps [N, 2, 3] from it to the network's square.
+            images: N pictures.
+            rois: Maps [N, 2, 3] from each to the network's square.
         """
         bilinear = PilImage.Resampling.BILINEAR
-        patches = [warp_affine(image, roi, _MESH_PX, resample=bilinear) for roi in rois]
+        patches = [
+            warp_affine(image, roi, _MESH_PX, resample=bilinear)
+            for image, roi in zip(images, rois, strict=True)
+        ]
         points, logits = self.net(np.stack(patches).astype(np.float32) / np.float32(255))
         flat = points.reshape(len(rois), -1, 3)[..., :2].astype(np.float64)
         scores = 1 / (1 + np.exp(-np.clip(logits.reshape(-1).astype(np.float64), -80, 80)))
         return apply_affine(invert_affine(rois), flat), scores
 
-    def _upright(self, image: Image, near: Array) -> tuple[Array, Array]:
+    def _upright(self, images: Sequence[Image], near: Array) -> tuple[Array, Array]:
         rois = np.stack([_roi_of_landmarks(points) for points in near])
-        points, scores = self.mesh(image, rois)
+        points, scores = self.mesh(images, rois)
         return points[:, MESH_OF_LANDMARK], scores
 
 

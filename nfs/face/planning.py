@@ -12,7 +12,7 @@ from nfs.config.preprocess import ClipConfig
 from nfs.errors import ClipError
 from nfs.face.selection import FaceSpan, Scene, all_faces, largest_first, one_face, scenes_of
 from nfs.face.speech import match_speech
-from nfs.face.tracking import FaceTracker, Track, TrackSettings
+from nfs.face.tracking import FollowedFaces, Track, TrackSettings
 
 SAMPLE_RATE_HZ = 16000
 
@@ -43,7 +43,7 @@ def track_settings(config: ClipConfig) -> TrackSettings:
 
 
 def plan_clips(
-    tracker: FaceTracker, samples: Samples | None, config: ClipConfig, where: str
+    tracker: FollowedFaces, samples: Samples | None, config: ClipConfig, where: str
 ) -> list[ClipPlan]:
     """Return the clips of a file and its scenes without one, in order of time.
 

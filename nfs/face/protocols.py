@@ -66,6 +66,14 @@ class LandmarkDetector(Protocol):
         ...
 
 
+class FrameLandmarks(LandmarkDetector, Protocol):
+    """A landmark detector that also takes many pictures at once."""
+
+    def landmarks_of_frames(self, images: Sequence[Image], boxes: Array) -> tuple[Array, Array]:
+        """Return points [N, 68, 2] and scores [N] for one box [N, 4] in each of N pictures."""
+        ...
+
+
 @dataclass(frozen=True)
 class FaceFrame:
     """The upright square that dlib's detector would draw: centre (2,), side, roll of the face."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nfs.face.keypoints import Keypoints, fill_gaps
 from nfs.face.protocols import NUM_LANDMARKS, Array, frame_from_landmarks
-from nfs.face.tracking import FaceTracker, Look, Track
+from nfs.face.tracking import FollowedFaces, Look, Track
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FaceSpan:
         return self.start + len(self.keypoints.valid)
 
 
-def scenes_of(tracker: FaceTracker) -> list[Scene]:
+def scenes_of(tracker: FollowedFaces) -> list[Scene]:
     """Return the scenes of the frames that a tracker has seen."""
     stops = [*tracker.scene_starts[1:], tracker.num_frames]
     return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,15 @@ class Look:
     heights_px: tuple[float, ...]
 
 
+class FollowedFaces(Protocol):
+    """What a tracker knows when it has seen all frames."""
+
+    tracks: list[Track]
+    looks: list[Look]
+    scene_starts: list[int]
+    num_frames: int
+
+
 @dataclass
 class FaceTracker:
     """Feed frames in order to `step`, then read `tracks`; one tracker per clip.
@@ -149,7 +159,7 @@ class FaceTracker:
         return self._accepted(image, points, score)
 
     def _accepted(self, image: Image, points: Array, score: float) -> _Face | None:
-        if score < self.settings.min_score or _inside(image, points) < _MIN_INSIDE:
+        if score < self.settings.min_score or inside_part(image, points) < _MIN_INSIDE:
             return None
         return _Face(points, score)
 
@@ -222,20 +232,33 @@ def _forget_crossing(found: list[_Candidate]) -> None:
 
 
 def _matches(known: list[_Candidate], boxes: Array, frame: int) -> dict[int, int]:
-    """Return track -> detection: the assignment with the largest sum of overlaps.
-
-    A lost face may have moved a little further than the overlap allows.
-    """
-    if not known or not len(boxes):
-        return {}
+    """Return track -> detection; a lost face may have moved further than an overlap allows."""
+    lost = [index for index, one in enumerate(known) if one.was_lost]
+    here = [index for index, one in enumerate(known) if not one.was_lost]
     expected = [
         one.track.expected_box(frame) if one.face is None else one.face.box() for one in known
     ]
+    first = match_boxes([expected[index] for index in here], boxes)
+    matches = {here[row]: detection for row, detection in first.items()}
+    free = [d for d in range(len(boxes)) if d not in matches.values()]
+    again = match_boxes([expected[index] for index in lost], boxes[free], loose=True)
+    return matches | {lost[row]: free[detection] for row, detection in again.items()}
+
+
+def match_boxes(expected: list[Array], boxes: Array, *, loose: bool = False) -> dict[int, int]:
+    """Return expected -> detected: the assignment with the largest sum of overlaps.
+
+    Args:
+        expected: Boxes [4].
+        boxes: [N, 4].
+        loose: Also match boxes of about one size that lie near each other without an overlap.
+    """
+    if not expected or not len(boxes):
+        return {}
     shared = np.stack([overlap(box, boxes) for box in expected])
-    for row, one in enumerate(known):
-        if one.was_lost:
-            near = _near(expected[row], boxes)
-            shared[row] = np.where(near, np.maximum(shared[row], _SAME_FACE), 0.0)
+    if loose:
+        near = np.stack([_near(box, boxes) for box in expected])
+        shared = np.where(near, np.maximum(shared, _SAME_FACE), 0.0)
     shared[shared < _SAME_FACE] = 0.0
     rows, columns = linear_sum_assignment(-shared)
     return {int(r): int(c) for r, c in zip(rows, columns, strict=True) if shared[r, c] > 0}
@@ -268,7 +291,8 @@ def _drop_doubles(candidates: list[_Candidate], max_faces: int) -> None:
             kept.append(box)
 
 
-def _inside(image: Image, points: Array) -> float:
+def inside_part(image: Image, points: Array) -> float:
+    """Return the part of points [68, 2] that lie inside the picture."""
     height, width = image.shape[:2]
     within = (points >= 0) & (points <= np.array([width, height]))
     return float(within.all(axis=-1).mean())
