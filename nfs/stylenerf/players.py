@@ -15,6 +15,8 @@ from nfs.stylenerf.phases import PhaseLoss
 from nfs.stylenerf.synthesis import ToRgb
 from nfs.training.guard import guarded_step
 
+_MAX_GRAPHS = 64
+
 
 class Player:
     """A network that is trained in some phases and only differentiated through in others.
@@ -46,12 +48,12 @@ class Player:
         )
         self.wrapped = context.wrap(network)
         """DDP, or the network itself: for passes whose gradients are wanted."""
-        self.main = _compiled(self.wrapped) if compiled else self.wrapped
+        self.main = compiled_network(self.wrapped) if compiled else self.wrapped
         """The same, perhaps compiled: for passes that are differentiated once."""
         self.alone = network
         """Perhaps compiled: for passes in which the parameters get no gradients."""
         if compiled:
-            self.alone = self.main if self.wrapped is network else _compiled(network)
+            self.alone = self.main if self.wrapped is network else compiled_network(network)
 
     def set_rate(self, scale: float) -> None:
         """Set the learning rate to `scale` times the initial one."""
@@ -110,8 +112,22 @@ class Player:
         }
 
 
-def _compiled(module: nn.Module) -> nn.Module:
-    return cast(nn.Module, torch.compile(module))
+def compiled_network(
+    module: nn.Module, backend: str | Callable[..., object] = "inductor"
+) -> nn.Module:
+    """Return a compiled module with room for the graphs of a whole run.
+
+    Each growth stage needs graphs with and without gradients, with and without mixed styles; beyond
+    torch's limit of 8 later stages would run uncompiled.
+
+    Args:
+        module: Network or its DDP wrapper.
+        backend: Of `torch.compile`.
+    """
+    compiled = torch.compile(  # type: ignore[call-overload] # torch's stub lacks the limit
+        module, backend=backend, recompile_limit=_MAX_GRAPHS
+    )
+    return cast(nn.Module, compiled)
 
 
 def block_parameters(blocks: nn.ModuleDict, *, above: int) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ from nfs.stylenerf.latents import Conditions, draw_inputs
 from nfs.stylenerf.losses import path_lengths, real_loss
 from nfs.stylenerf.path_regularizer import _tile, _untile, path_loss, strided_pixels
 from nfs.stylenerf.phases import Critic, generator_path_length
+from nfs.stylenerf.players import compiled_network
 from nfs.stylenerf.rendering import RaySamples
 from nfs.stylenerf.schedule import whole_stage
 from nfs.stylenerf.settings import AugmentSettings, GanSettings, SpeedSettings
@@ -305,6 +306,19 @@ def test_one_compiled_graph_serves_a_growth_stage():
             images.append(inputs.render(network, chosen).image.detach())
         torch.testing.assert_close(images[0], images[1])
     assert counter.frame_count == 1
+
+
+def test_later_growth_stages_are_compiled_too():
+    class Grows(torch.nn.Module):
+        def forward(self, x: torch.Tensor, stage: str) -> torch.Tensor:
+            return x * len(stage)
+
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    network = compiled_network(Grows(), counter)
+    for stage in range(20):  # 5 resolutions, with and without gradients and mixed styles
+        network(torch.ones(1), "x" * (stage + 1))
+    assert counter.frame_count == 20
 
 
 PLANES = replace(
