@@ -27,7 +27,7 @@ def write_long_video(path: Path, minutes: float) -> None:
     tone = 0.1 * np.sin(np.arange(PIECE_S * RATE_HZ) * 0.05)
     with VideoWriter(piece, FPS, SIZE, (tone, RATE_HZ)) as writer:
         for index in range(PIECE_S * FPS):
-            writer.write(picture(SIZE, [(60 + 10 * np.sin(index / 9), 60, 40)]))
+            writer.write(picture(SIZE, [(45 + 10 * np.sin(index / 9), 60, 40)]))
     with av.open(str(piece)) as source, av.open(str(path), "w") as target:
         streams = {s.index: target.add_stream_from_template(s) for s in source.streams}
         for turn in range(round(minutes * 60 / PERIOD_S)):
