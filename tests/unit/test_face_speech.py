@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
+from nfs.face.detectors import build_detector
+from nfs.face.landmarks import build_landmarks
+from nfs.face.selection import one_face, scenes_of
 from nfs.face.speech import LEAD_S, match_speech
+from nfs.face.tracking import FaceTracker, TrackSettings
+from nfs.media.audio import read_audio
+from nfs.media.video import read_frames
 from tests.unit.face_fakes import face_points
 
 FPS, RATE = 25.0, 16000
@@ -48,3 +54,17 @@ def test_another_sound_a_still_mouth_silence_and_short_clips_are_not_sure():
     assert match_speech(still, sound, FPS, RATE) is None
     assert match_speech(talking(opening), np.zeros_like(sound), FPS, RATE) is None
     assert match_speech(talking(opening)[:50], sound, FPS, RATE) is None
+
+
+def test_a_real_speaker_is_in_time(shared_dir):
+    path = shared_dir / "data" / "clips" / "statement_720p.mp4"
+    tracker = FaceTracker(build_detector("mtcnn"), build_landmarks("dlib"), TrackSettings())
+    for _, image in read_frames(path, fps=FPS, end_s=5.0):
+        tracker.step(image)
+    (span,) = one_face(scenes_of(tracker)[0], tracker.tracks, 1)
+    sound = read_audio(path, RATE, end_s=5.0)
+    for late_s in (0.0, 0.2):
+        samples = sound.cut(-late_s, 5 * RATE)
+        match = match_speech(span.keypoints.landmarks, samples, FPS, RATE)
+        assert match.sure
+        assert match.delay_s == pytest.approx(late_s, abs=0.04)
