@@ -15,7 +15,7 @@ from tests.unit.test_recon_training import tree_of
 pytestmark = [pytest.mark.ray, pytest.mark.distributed, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(580)
 def test_two_ranks_train_one_network(tmp_path):
     model = load_model()
     artifacts = write_clips(tmp_path, model, {"ann": "", "bob": ""})
