@@ -77,6 +77,7 @@ def write_manifest(
         extra: Facts that readers need, e.g. a model checksum.
     """
     store = Store(uri)
+    store.delete_partial()
     previous = _previous(store)
     if previous is not None:
         listed = [entry.path for entry in previous.files]

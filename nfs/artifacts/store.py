@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -150,6 +151,18 @@ class Store:
         """Delete a file inside this store; absent is fine."""
         if self.exists(path):
             self._fs.delete_file(self._path(path))
+
+    def delete_partial(self, min_age_s: float = 3600.0) -> None:
+        """Delete temporary files that killed writers left; younger ones may still be written.
+
+        On an object store there are none; let a lifecycle rule end unfinished uploads there.
+        """
+        if not self._local:
+            return
+        for file in Path(self._root).rglob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > min_age_s:
+                    file.unlink()
 
     def local_path(self, path: str = "") -> Path:
         """Return the path on local disk.

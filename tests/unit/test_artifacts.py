@@ -1,4 +1,5 @@
 import json
+import os
 from functools import partial
 
 import pyarrow as pa
@@ -27,6 +28,19 @@ def test_store_round_trip_and_no_temporary_left(tmp_path):
     assert store.read_bytes("a/b.bin") == b"two"
     assert store.list(recursive=True) == ["a/b.bin"]
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["b.bin"]
+
+
+def test_old_temporaries_of_killed_writers_are_deleted(tmp_path):
+    old, young = tmp_path / "a" / ".x.bin.1.tmp", tmp_path / "a" / ".x.bin.2.tmp"
+    old.parent.mkdir()
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    Store(tmp_path).write_bytes("a/x.bin", b"whole")
+    manifest = write_manifest(str(tmp_path), kind="clips", config={})
+    assert [entry.path for entry in manifest.files] == ["a/x.bin"]
+    assert young.exists()
+    assert not old.exists()
 
 
 def test_store_refuses_to_leave_its_root(tmp_path):
