@@ -17,6 +17,8 @@ _LEVELS = 4
 _LARGE_DIFFERENCE, _SOME_COLOURS = 0.12, 0.10
 _SMALL_DIFFERENCE, _MOST_COLOURS = 0.05, 0.30
 _TIMES_USUAL = 4.0
+# A flash or another exposure changes all pixels but not the shapes: the correlation stays high.
+_SAME_SHAPES = 0.9
 _HISTORY = 12
 
 
@@ -45,12 +47,23 @@ class CutDetector:
         large = (difference > _LARGE_DIFFERENCE and changed > _SOME_COLOURS) or (
             difference > _SMALL_DIFFERENCE and changed > _MOST_COLOURS
         )
-        if large and difference > _TIMES_USUAL * usual:
+        if (
+            large
+            and difference > _TIMES_USUAL * usual
+            and _correlation(thumbnail, before) < _SAME_SHAPES
+        ):
             self._usual.clear()
             return True
         if difference > 0:  # a repeated frame says nothing about the motion
             self._usual.append(difference)
         return False
+
+
+def _correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Return the correlation of two pictures' brightness; 0 if one is plain."""
+    a, b = (image.mean(axis=-1) - image.mean() for image in (first, second))
+    norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / norm if norm > 0 else 0.0
 
 
 def _histogram(image: Image) -> NDArray[np.float64]:

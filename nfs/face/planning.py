@@ -32,6 +32,15 @@ class ClipPlan:
     refused: ClipError | None = None
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What a clip must be: settings, least number of frames; and the scene's name in messages."""
+
+    config: ClipConfig
+    shortest: int
+    where: str
+
+
 def track_settings(config: ClipConfig) -> TrackSettings:
     """Return how the faces of a file are followed."""
     return TrackSettings(
@@ -61,7 +70,8 @@ def plan_clips(
         text = where if len(scenes) == 1 else f"{where} scene {scene.number}"
         try:
             shortest = _shortest(scene, tracker.num_frames, config, text)
-            spans = _chosen(scene, tracks, samples, (config, shortest, text))
+            wanted = _Wanted(config, shortest, text)
+            spans = _chosen(scene, tracks, samples, wanted)
         except ClipError as error:
             plans.append(ClipPlan(scene, part, refused=error))
             continue
@@ -94,16 +104,16 @@ def _chosen(
     scene: Scene,
     tracks: Sequence[Track],
     samples: Samples | None,
-    settings: tuple[ClipConfig, int, str],
+    wanted: _Wanted,
 ) -> list[FaceSpan]:
-    config, shortest, where = settings
+    config, shortest, where = wanted.config, wanted.shortest, wanted.where
     _check_single(scene, config, where)
     # a face that is seen only now and then is judged by the fraction below, not by its length
     least = min(shortest, max((len(track.frames) for track in tracks), default=0))
     if config.faces == "all":
         spans = all_faces(scene, tracks, least)
     elif config.faces == "speaker":
-        spans = one_face(scene, _speaker_only(scene, tracks, samples, settings), least)
+        spans = one_face(scene, _speaker_only(scene, tracks, samples, wanted), least)
     else:
         spans = one_face(scene, largest_first(tracks), least)
     seen = sum(int(span.keypoints.valid.sum()) for span in spans)
@@ -131,10 +141,10 @@ def _speaker_only(
     scene: Scene,
     tracks: Sequence[Track],
     samples: Samples | None,
-    settings: tuple[ClipConfig, int, str],
+    wanted: _Wanted,
 ) -> list[Track]:
     """Return the tracks whose mouth makes the sound, the surest first; a lone face is believed."""
-    config, shortest, where = settings
+    config, shortest, where = wanted.config, wanted.shortest, wanted.where
     long = [track for track in tracks if len(track.frames) >= shortest]
     if len(long) < 2:
         return long or list(tracks)

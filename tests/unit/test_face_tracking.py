@@ -232,6 +232,15 @@ def test_brightness_that_changes_slowly_is_not_a_cut():
     assert not any(detector.is_cut(frame) for frame in frames)
 
 
+def test_a_flash_is_not_a_cut():
+    detector = CutDetector()
+    frames = [scene_picture(2, index).astype(float) for index in range(20)]
+    frames[10] = frames[10] * 0.6 + 100
+    frames[11] = frames[11] * 0.8 + 50
+    cuts = [detector.is_cut(np.clip(f, 0, 255).astype(np.uint8)) for f in frames]
+    assert not any(cuts)
+
+
 def test_face_frame_is_upright_for_a_rolled_face():
     angle = 0.5
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
