@@ -43,6 +43,8 @@ from nfs.tracking.protocol import Tracker, TrackerSpec
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 300_000_000
+# Tasks of a stage; more units share tasks, because planning and tracking cost time and memory each.
+_MAX_TASKS = 4096
 # Numbers per data set and per task of `stream_with_actors`.
 _STREAM_WINDOW, _STREAM_TASK = 4096, 8
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
@@ -102,14 +104,20 @@ def run_units_on_ray(
     launch: LaunchConfig,
     on_done: Callable[[Mapping[str, Any]], None],
 ) -> UnitReport:
-    """Run a per-unit stage with Ray Data: one task per unit, actors that load models once."""
+    """Run a per-unit stage with Ray Data: one task per unit, actors that load models once.
+
+    Beyond some thousands of units a task takes several: when its worker dies, those of them that
+    were committed come back as `skipped`.
+    """
     ensure_ray()
     _check_resources(launch)
     report, todo, session = UnitReport(), list(items), uuid.uuid4().hex
     for _ in range(MAX_ERRORS):
         report.retry, by_key = [], {item["key"]: item for item in todo}
         rows = [{"item": dict(item)} for item in todo]
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        results = ray.data.from_items(
+            rows, override_num_blocks=min(len(rows), _MAX_TASKS)
+        ).map_batches(
             _StageActor,
             fn_constructor_args=(uri, make_work, session),
             batch_size=1,

@@ -52,6 +52,25 @@ def test_units_on_two_actors(tmp_path):
     assert read_table(uri, "rows").num_rows == 6
 
 
+@pytest.mark.timeout(180)
+def test_several_units_share_a_task_when_there_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr("nfs.runtime.ray_backend._MAX_TASKS", 2)
+    uri, log = str(tmp_path / "out"), tmp_path / "log"
+    work = items("a", "bad", "b", "poison", "c", "d", "e", once=str(tmp_path / "once"))
+    seen = []
+    report = run_units(work, partial(EchoWork, str(log)), uri, TWO, seen.append, primary="rows")
+    assert sorted(r["key"] for r in seen) == [f"{i:04d}" for i in range(7)]
+    assert report.failed["0003"].startswith("worker_died")
+    write_manifest(uri, kind="rows", config={})
+    status = read_table(uri, "rows").to_pylist()
+    assert len(status) == 7
+    assert {row["clip_id"]: row["status"] for row in status} == {
+        **dict.fromkeys("abcde", "ok"), "bad": "no_face", "poison": "worker_died",
+    }  # fmt: skip
+    paths = log.read_text().split()
+    assert all(paths.count(path) == 1 for path in "abcde"), "committed units are not done again"
+
+
 @pytest.mark.timeout(400)
 def test_two_ranks_interrupted_half_way_equal_one_rank(tmp_path):
     # The noise of a step depends on the rank; without it ranks must add up to the whole batch.
