@@ -84,7 +84,7 @@ def write_fits_card(
     import numpy as np
 
     frames = Histogram("NME of a frame, % of the eye distance", 0, 10, 40)
-    medians = Histogram("NME of a clip (median), %", 0, 10, 40)
+    medians: list[float | None] = []
     photometric = Histogram("photometric L1 of a frame, 0 to 1", 0, 0.5)
     yaw = Histogram("turn of the head in a frame, degrees", -90, 90, 36)
     statuses: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def write_fits_card(
         if not usable.any():
             continue
         frames.add(errors[usable])
-        medians.add([np.median(errors[usable])])
+        medians.append(float(np.median(errors[usable])))
         photometric.add(table["photometric_l1"].to_numpy()[usable])
         rotation = np.array(table["rotation_rad"].to_pylist(), np.float64)[usable]
         yaw.add(np.degrees(rotation[:, 1]))
@@ -104,7 +104,7 @@ def write_fits_card(
         title="3DMM fits",
         facts={"kind": "fits", "written by": "jobs.fit_3dmm", **facts},
         counts=counts,
-        histograms=[medians, frames, photometric, yaw],
+        histograms=[Histogram.of("NME of a clip (median), %", medians), frames, photometric, yaw],
         tallies={"status of frames": _sorted(statuses)},
         quarantined=[(entry["item"], entry["reason"]) for entry in quarantined],
     )
