@@ -32,7 +32,7 @@ TARGET = 0.95
 def main() -> None:
     options = arguments(
         __doc__,
-        ("--steps", {"type": int, "default": 160}),
+        ("--rows", {"type": int, "default": 10, "help": f"of {ROW_STEPS} steps; 3 at least"}),
         ("--repeats", {"type": int, "default": 2, "help": "runs of each kind"}),
         ("--clips", {"help": "clips artifact; default: made-up photos"}),
         ("--resolution", {"type": int, "default": 64}),
@@ -51,7 +51,7 @@ def main() -> None:
                 say(f"{kind} {turn}: {middle:.4f} s per step, load {os.getloadavg()[0]:.1f}")
     sizes = {"model": PRESET.stem, "resolution": options.resolution, "batch": BATCH}
     data = options.clips or f"{NUM_PHOTOS} made-up photos"
-    report = Report("launch", {**sizes, "steps": options.steps, "data": data})
+    report = Report("launch", {**sizes, "steps": options.rows * ROW_STEPS, "data": data})
     pairs = zip(losses["local"], losses["ray"], strict=True)
     report.check("largest difference of loss/d", max(abs(a - b) for a, b in pairs), 0.0)
     report.timings |= timings
@@ -69,6 +69,7 @@ def make_config(folder: Path, options: Any) -> dict[str, Any]:
     if options.clips is None:
         data = {"kind": "folder", "path": str(folder / "photos"), "mirror": True}
         write_photos(folder / "photos", options.resolution)
+    samples = options.rows * ROW_STEPS * BATCH
     config = TrainStylenerfConfig.load(
         PRESET,
         [
@@ -81,10 +82,10 @@ def make_config(folder: Path, options: Any) -> dict[str, Any]:
             "evaluation={num_samples: 0, orbit_latents: 0}",
             "grid_size=1",
             f"batch_size={BATCH}",
-            f"total_samples={options.steps * BATCH}",
+            f"total_samples={samples}",
             f"log_every={ROW_STEPS * BATCH}",
-            f"evaluate_every={options.steps * BATCH}",
-            f"checkpoint_every={options.steps * BATCH}",
+            f"evaluate_every={samples}",
+            f"checkpoint_every={samples}",
         ],
     )
     return config.tree()

@@ -161,7 +161,7 @@ def print_scaling(
         say(
             f"{gpus:4} {gpus * images:6} {images:7} {1e3 * work:8.1f} {1e3 * (plain - work):8.2f} "
             f"{1e3 * plain:8.1f} {ideal / plain:6.1%} {1e3 * hidden:11.1f} {ideal / hidden:6.1%} "
-            f"{rate:9.0f} {days:6.1f}"
+            f"{rate:9.0f} {days:6.2f}"
         )
 
 
