@@ -82,17 +82,21 @@ def landmarks(model: MorphableModel, truth: Coefficients) -> Tensor:
     turn, shift = truth.rotation_matrix, truth.translation
     target = project_points(pose_points(points, turn, shift), SIZE_PX)
     skin = shape[:, model.vertex_groups["skin"]]
-    screen = project_points(pose_points(skin, turn, shift), SIZE_PX)
     right = torch.stack([turn[:, 1, 1], turn[:, 0, 1]], dim=-1)[:, None]
-    along = (screen * right).sum(-1)
+    rows = torch.arange(len(shape))
     for jaw in (i for i in range(17) if i != 8):
         side = -1.0 if jaw < 8 else 1.0
         point = points[:, jaw, None]
         near = (skin[..., 1] - point[..., 1]).abs() < BAND_DM
         near &= (skin[..., 2] > point[..., 2]) & (side * skin[..., 0] > 0)
-        outward = torch.where(near, side * along, -torch.inf).amax(1)
-        beyond = (outward - side * (target[:, jaw] * right[:, 0]).sum(-1)).clamp_min(0)
-        target[:, jaw] += side * beyond[:, None] * right[:, 0]
+        level = torch.stack(
+            [skin[..., 0], point[..., 1].expand_as(skin[..., 1]), skin[..., 2]], dim=-1
+        )
+        screen = project_points(pose_points(level, turn, shift), SIZE_PX)
+        outward = torch.where(near, side * (screen * right).sum(-1), -torch.inf)
+        beyond = outward.amax(1) > side * (target[:, jaw] * right[:, 0]).sum(-1)
+        outline = screen[rows, outward.argmax(1)]
+        target[beyond, jaw] = outline[beyond]
     return target
 
 

@@ -30,7 +30,7 @@ class LandmarkFitConfig(Config):
     """Precision of expression differences between neighbouring frames."""
     huber_percent: float = Field(3.0, gt=0)
     """Landmark errors beyond this percentage of the face size count linearly."""
-    jaw_weight: float = Field(0.5, ge=0)
+    jaw_weight: float = Field(0.25, ge=0)
     """Weight of the 17 jaw landmarks."""
     slide_contour: bool = True
     """Let the jaw landmarks of turned heads move along the outline."""

@@ -71,7 +71,7 @@ class FitSettings:
     pose_smoothness: float = 30.0
     expression_smoothness: float = 6.0
     huber_percent: float = 3.0
-    jaw_weight: float = 0.5
+    jaw_weight: float = 0.25
     slide_contour: bool = True
     mouth_weight: float = 2.0
     segment_frames: int = 640
