@@ -69,10 +69,8 @@ def atlas(num_faces: int, texture_px: int) -> NDArray[np.float64]:
     upper = np.array([[low + shift, low], [high, high - shift], [high, low]])
     index = np.arange(num_faces)
     corner = np.stack([index // 2 % per_row, index // 2 // per_row], axis=1) * cell
-    coordinates: NDArray[np.float64] = corner[:, None] + np.where(
-        (index % 2 == 0)[:, None, None], lower, upper
-    )
-    return coordinates
+    half = np.where((index % 2 == 0)[:, None, None], lower, upper)
+    return np.asarray(corner[:, None] + half, np.float64)
 
 
 def bake(
