@@ -32,8 +32,8 @@ endif
 
 # Units, properties, parity, goldens on two processes; then Ray, faults and jobs, one at a time.
 test: $(READY)
-	$(PYTEST) -n 2 --dist loadgroup -m "not ray and not distributed and not fault and not e2e"
-	$(PYTEST) -m "ray or distributed or fault or e2e"
+	$(PYTEST) -n 2 --dist loadgroup -m "not ray and not distributed and not fault and not e2e and not slow"
+	$(PYTEST) -m "(ray or distributed or fault or e2e) and not slow"
 
 test-all: test
 	$(PYTEST) -m slow
@@ -43,7 +43,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	$(PYTEST) -n 2 --dist loadgroup -m "not ray and not distributed and not fault and not e2e"
+	$(PYTEST) -n 2 --dist loadgroup -m "not ray and not distributed and not fault and not e2e and not slow"
 
 bench: $(READY)
 	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
