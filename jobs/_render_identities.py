@@ -52,7 +52,7 @@ class RenderPlan:
         seed: Seed of everything.
     """
 
-    identities: int = 400
+    identities: int = 800
     held_out: int = 50
     images: int = 20
     pairs: int = 1200
