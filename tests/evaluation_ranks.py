@@ -13,28 +13,10 @@ from nfs.perceptual.extractors import MetricNames
 from nfs.runtime.collect import Ranks, collect
 from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator, RealImages
 from nfs.stylenerf.generator import Generator
-from nfs.stylenerf.spec import GeneratorSpec
 from nfs.training.task import Evaluation
+from tests.stylenerf_tiny import TINY
 
-SPEC = GeneratorSpec(
-    z_dim=8,
-    w_dim=8,
-    img_resolution=16,
-    mapping_num_layers=2,
-    field_hidden_dim=8,
-    field_num_layers=2,
-    background_dim=4,
-    background_hidden_dim=8,
-    background_num_layers=2,
-    feature_dim=8,
-    num_frequencies=3,
-    resolution_vol=8,
-    resolution_start=8,
-    num_samples=4,
-    num_background_samples=2,
-    channel_base=0.01,
-    channel_max=8,
-)
+SPEC = TINY
 
 
 class Pooled:

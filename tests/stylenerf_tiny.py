@@ -23,12 +23,11 @@ from nfs.tracking.null import NullTracker
 from nfs.training import LoopSettings, train
 
 BATCH = 4
-SPEC = GeneratorSpec(
+TINY = GeneratorSpec(
     z_dim=8,
     w_dim=8,
     img_resolution=16,
     mapping_num_layers=2,
-    w_avg_beta=0.9,
     field_hidden_dim=8,
     field_num_layers=2,
     background_dim=4,
@@ -42,8 +41,8 @@ SPEC = GeneratorSpec(
     num_background_samples=2,
     channel_base=0.01,
     channel_max=8,
-    magnitude_ema_beta=0.9,
 )
+SPEC = replace(TINY, w_avg_beta=0.9, magnitude_ema_beta=0.9)
 D_SPEC = DiscriminatorSpec(
     img_resolution=16, channel_base=0.004, channel_max=8, mbstd_group_size=2, lowres_head=8
 )

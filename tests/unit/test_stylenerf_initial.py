@@ -7,33 +7,15 @@ import torch
 
 from nfs.config.train_stylenerf import TrainStylenerfConfig
 from nfs.errors import ArtifactError, ConfigError
-from nfs.stylenerf import Discriminator, DiscriminatorSpec, Generator, GeneratorSpec, RenderOptions
+from nfs.stylenerf import Discriminator, DiscriminatorSpec, Generator, RenderOptions
 from nfs.stylenerf.cameras import middle_camera
 from nfs.stylenerf.export import export_generator
 from nfs.stylenerf.initial import start_from
 from nfs.stylenerf.settings import GanSettings
 from nfs.stylenerf.task import StyleNerfTask
+from tests.stylenerf_tiny import TINY
 
-SPEC = GeneratorSpec(
-    z_dim=8,
-    w_dim=8,
-    img_resolution=16,
-    mapping_num_layers=2,
-    field_hidden_dim=8,
-    field_num_layers=2,
-    background_dim=4,
-    background_hidden_dim=8,
-    background_num_layers=2,
-    feature_dim=8,
-    num_frequencies=3,
-    background_num_frequencies=3,
-    resolution_vol=8,
-    resolution_start=8,
-    num_samples=4,
-    num_background_samples=2,
-    channel_base=0.01,
-    channel_max=8,
-)
+SPEC = replace(TINY, background_num_frequencies=3)
 D_SPEC = DiscriminatorSpec(img_resolution=16, channel_base=0.004, channel_max=8, lowres_head=8)
 
 

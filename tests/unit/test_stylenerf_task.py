@@ -8,7 +8,7 @@ import torch
 
 from nfs.config.train_stylenerf import TrainStylenerfConfig
 from nfs.errors import ArtifactError, ConfigError, NonFiniteError
-from nfs.stylenerf import Discriminator, DiscriminatorSpec, Generator, GeneratorSpec
+from nfs.stylenerf import Discriminator, Generator
 from nfs.stylenerf.builders import build_discriminator, build_generator, build_prior, build_settings
 from nfs.stylenerf.cameras import draw_cameras
 from nfs.stylenerf.export import load_discriminator, load_generator
@@ -16,29 +16,9 @@ from nfs.stylenerf.losses import lazy_adam, r1_penalty
 from nfs.stylenerf.settings import GanSettings
 from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.task import StyleNerfTask
+from tests.stylenerf_tiny import D_SPEC, TINY
 
-SPEC = GeneratorSpec(
-    z_dim=8,
-    w_dim=8,
-    img_resolution=16,
-    mapping_num_layers=2,
-    field_hidden_dim=8,
-    field_num_layers=2,
-    background_dim=4,
-    background_hidden_dim=8,
-    background_num_layers=2,
-    feature_dim=8,
-    num_frequencies=3,
-    resolution_vol=8,
-    resolution_start=8,
-    num_samples=4,
-    num_background_samples=2,
-    channel_base=0.01,
-    channel_max=8,
-)
-D_SPEC = DiscriminatorSpec(
-    img_resolution=16, channel_base=0.004, channel_max=8, mbstd_group_size=2, lowres_head=8
-)
+SPEC = TINY
 SETTINGS = GanSettings(
     batch_size=2, r1_interval=2, pl_interval=2, path_pixels=4, ema_kimg=0.01, grid_size=2
 )
