@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from nfs.arcface.backbones import NAMES, BackboneOptions, build_backbone
 from nfs.arcface.mobilefacenet import MobileFaceNet
 from nfs.errors import InputError
+from nfs.pretrained import readers
 
 _IGNORED = {"fp16", "pretrained", "num_features", "embedding_size", "dropout", "name"}
 _LOADER = "load_"
@@ -114,15 +113,9 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
     """Read a `.pt` or `.pth` file of tensors and plain values without executing it.
 
     Raises:
-        InputError: If it is missing, not a torch archive, or holds anything else.
+        InputError: If it is missing or damaged, or holds anything but a dictionary of those.
     """
-    file = Path(path)
-    if not file.is_file() or not zipfile.is_zipfile(file):
-        raise InputError(f"{path}: missing, or not an archive of torch.save")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise InputError(f"{path}: holds more than tensors and plain values: {error}") from None
+    content = readers.read_pickled(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
     return content
