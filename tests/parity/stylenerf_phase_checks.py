@@ -1,11 +1,15 @@
 """The four training phases against recordings of the original loss, draw by draw.
 
 The recorded random numbers are looked up by meaning and handed to the functions that the training
-task calls (`nfs.stylenerf.phases`). Losses: 1e-4 relative, path length 3e-4; each gradient norm:
-1e-2 of itself plus 1e-3 of the total (spec/stylenerf.md section 5).
+task calls (`nfs.stylenerf.phases`). Losses: 1e-4 relative, path length 3e-4. Gradient norms: 2e-3
+of the norm plus 1e-3 of the total. Where a norm is further off, it has to be within 1e-2, and the
+recorded value within 2e-3 of what our program gives for cameras moved by one rounding of float32:
+the encoding multiplies a rounding of a point by 512 pi, which alone moves such norms by 3e-3 to
+1e-1 (the recording is as far from our float64 result as from our float32 one).
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +34,8 @@ from nfs.stylenerf.rendering import RenderDraws
 from nfs.stylenerf.settings import GanSettings
 from tests.parity.stylenerf_recording import Recording, Report, recorded_cameras
 
-LOSS, PATH_LENGTH_LOSS, GRADIENT, BUFFER = 1e-4, 3e-4, 1e-2, 1e-5
+LOSS, PATH_LENGTH_LOSS, GRADIENT, BUFFER = 1e-4, 3e-4, 2e-3, 1e-5
+GRADIENT_CONDITIONED, _NUM_ROUNDINGS, _ROUNDING = 1e-2, 8, 6e-8
 _MIXING_PROBABILITY = 0.9
 _NOISE = "plane_layer_noise_"
 
@@ -42,6 +47,8 @@ class _Case:
     name: str
     alpha: float
     recording: Recording
+    rounding: int = 0
+    """Seed of roundings that cameras are moved by; 0: none."""
 
     @property
     def phase(self) -> str:
@@ -80,24 +87,37 @@ def train_phases(
     names = [k.removesuffix("/alpha") for k in recording.values if k.endswith("/alpha")]
     for name in names:
         case = _Case(name, float(recording.values[f"{name}/alpha"]), recording)
-        G, D = copy.deepcopy(generator).train(), copy.deepcopy(discriminator).train()
-        # The original sums gradients only where the phase's network is trained.
-        G.requires_grad_(case.phase.startswith("G"))
-        D.requires_grad_(case.phase.startswith("D"))
-        loss = _losses(case, G, D, settings)
+        loss, G, D = _run(case, generator, discriminator, settings)
         recorded = case.under("losses")
         for key, ours in _named(case.phase, loss).items():
             bound = PATH_LENGTH_LOSS if key == "Gpl" else LOSS
             report.compare(f"phases/{name}/{key}", ours.detach(), recorded[key], bound)
-        torch.autograd.backward(loss.total)
-        network, rename = (
+        trained, rename = (
             (G, generator_name) if case.phase.startswith("G") else (D, discriminator_name)
         )
-        report.add(f"phases/{name}/grad_norms", _worst_norm(case, network, rename), GRADIENT)
+
+        def moved(seed: int, case: _Case = case) -> dict[str, float]:
+            _, *networks = _run(replace(case, rounding=seed), generator, discriminator, settings)
+            return _norms(networks[0] if case.phase.startswith("G") else networks[1])
+
+        _gradients(report, case, _norms(trained), rename, moved)
         buffers = dict(G.named_buffers())
         for key, theirs in case.under("buffers_after").items():
             ours = buffers[generator_name(key)]
             report.compare(f"phases/{name}/{key}", ours, theirs, BUFFER)
+
+
+def _run(
+    case: _Case, generator: Generator, discriminator: Discriminator, settings: GanSettings
+) -> tuple[PhaseLoss, Generator, Discriminator]:
+    """Return the phase's loss and copies of the networks that hold its gradients."""
+    G, D = copy.deepcopy(generator).train(), copy.deepcopy(discriminator).train()
+    # The original sums gradients only where the phase's network is trained.
+    G.requires_grad_(case.phase.startswith("G"))
+    D.requires_grad_(case.phase.startswith("D"))
+    loss = _losses(case, G, D, settings)
+    torch.autograd.backward(loss.total)
+    return loss, G, D
 
 
 def _losses(case: _Case, G: Generator, D: Discriminator, settings: GanSettings) -> PhaseLoss:
@@ -137,7 +157,7 @@ def _render(
     noises = sorted((k for k in tape if k.startswith(_NOISE)), key=lambda k: int(k[len(_NOISE) :]))
     inputs = FakeInputs(
         z=case.tensor("gen_z")[:count],
-        cam2world=drawn.cam2world.float(),
+        cam2world=_moved(drawn.cam2world.float(), case.rounding),
         background_code=tape["z_shape_bg"] if G.background_dim else torch.zeros(count, 0),
         position=drawn.position.float(),
         mixing=(tape["mixing_z"], int(tape["mixing_cutoff"])) if mixed else None,
@@ -157,21 +177,59 @@ def _render(
         return inputs, inputs.render(G, plain_options(settings, case.alpha))
 
 
-def _worst_norm(case: _Case, network: nn.Module, rename: Any) -> float:
-    """Largest difference of a gradient norm over the recorded norm plus 1e-3 of the total."""
+def _moved(values: Tensor, seed: int) -> Tensor:
+    """Return float32 values, each moved up, down or not by one rounding; seed 0 moves none."""
+    if seed == 0:
+        return values
+    rng = torch.Generator().manual_seed(seed)
+    return values * (1 + _ROUNDING * (torch.randint(0, 3, values.shape, generator=rng) - 1))
+
+
+def _gradients(
+    report: Report,
+    case: _Case,
+    ours: dict[str, float],
+    rename: Callable[[str], str],
+    moved: Callable[[int], dict[str, float]],
+) -> None:
+    """Compare gradient norms with the recorded ones.
+
+    Args:
+        report: Gets the checks.
+        case: The phase.
+        ours: Norm by parameter.
+        rename: From the original's names of parameters to ours.
+        moved: Returns the norms for cameras moved by roundings of a seed.
+    """
     prefix = f"{case.name}/grad_norms/"
-    theirs = {
+    recorded = {
         rename(k[len(prefix) :]): v
         for k, v in case.recording.values.items()
         if k.startswith(prefix)
     }
-    assert theirs, f"{case.name}: no recorded gradient norms"
+    assert recorded, f"{case.name}: no recorded gradient norms"
+    unknown = sorted(recorded.keys() - ours.keys())
+    assert not unknown, f"{case.name}: no such parameters: {unknown}"
+    # What the recording leaves out had no gradient.
+    theirs = {n: recorded.get(n, 0.0) for n in ours}
     total = sum(v**2 for v in theirs.values()) ** 0.5
-    worst = 0.0
-    for name, parameter in network.named_parameters():
-        ours = 0.0 if parameter.grad is None else float(parameter.grad.norm())
-        # What the recording leaves out had no gradient.
-        expected = theirs.pop(name, 0.0)
-        worst = max(worst, abs(ours - expected) / (expected + 1e-3 * total))
-    assert not theirs, f"{case.name}: no such parameters: {sorted(theirs)}"
-    return worst
+    scale = {n: value + 1e-3 * total for n, value in theirs.items()}
+    worst = max(abs(ours[n] - theirs[n]) / scale[n] for n in ours)
+    name = f"phases/{case.name}/grad_norms"
+    if worst <= GRADIENT:
+        report.add(name, worst, GRADIENT)
+        return
+    report.add(name, worst, GRADIENT_CONDITIONED)
+    found = [ours, *(moved(seed) for seed in range(1, _NUM_ROUNDINGS + 1))]
+    outside = 0.0
+    for n in ours:
+        low, high = min(norms[n] for norms in found), max(norms[n] for norms in found)
+        outside = max(outside, (low - theirs[n]) / scale[n], (theirs[n] - high) / scale[n])
+    report.add(f"{name}_within_rounding", outside, GRADIENT)
+
+
+def _norms(network: nn.Module) -> dict[str, float]:
+    return {
+        name: 0.0 if parameter.grad is None else float(parameter.grad.norm())
+        for name, parameter in network.named_parameters()
+    }
