@@ -41,7 +41,7 @@ from nfs.samples import SAMPLES, fetch_samples
 FPS, WIDTH, HEIGHT, SYNTHETIC_S = 25.0, 1280, 720, 3.0
 TRACKED_S, FULL_S, REDUCED_S = 4.0, 0.32, 1.2
 """Seconds of the clip that each loop runs over; the ratios are per frame."""
-REFERENCE_EVERY = 5
+REFERENCE_EVERY = 3
 RAY_CLIPS, RAY_CLIP_S = 20, 0.6
 
 
@@ -172,27 +172,32 @@ def compare_landmarks(
     report: Report, clip: Path, tracked: TrackedWork, reduced: EveryFrameWork, full: EveryFrameWork
 ) -> None:
     """Compare with landmarks in boxes of an independent detector (dlib's HOG) on some frames."""
-    works = {"nfs": tracked, "reduced": reduced, "full size": full}
-    found = {name: work.found for name, work in works.items() if work.found is not None}
-    detector, errors = DlibDetector(), {name: [] for name in found}
-    count = len(found["reduced"].valid)
-    for index, (_, image) in enumerate(read_frames(clip, fps=FPS, end_s=REDUCED_S)):
-        if index >= count or index % REFERENCE_EVERY:
+    loops = {"reduced": reduced.detector, "full size": full.detector}
+    reference, points = DlibDetector(), tracked.points
+    errors: dict[str, list[float]] = {name: [] for name in ("nfs", *loops)}
+    assert tracked.found is not None
+    for index, (_, image) in enumerate(read_frames(clip, fps=FPS, end_s=TRACKED_S)):
+        if index % REFERENCE_EVERY or not tracked.found.valid[index]:
             continue
-        faces = detector.detect([image])[0]
-        if len(faces) == 0:
+        boxes = {name: one.detect([image])[0].boxes[:1] for name, one in loops.items()}
+        wanted_in = reference.detect([image])[0].boxes[:1]
+        if min(len(wanted_in), *(len(box) for box in boxes.values())) == 0:
             continue
-        wanted = tracked.points.landmarks(image, faces.boxes[:1])[0][0]
-        for name, keypoints in found.items():
-            if index < len(keypoints.valid) and keypoints.valid[index]:
-                errors[name].append(nme_percent(keypoints.landmarks[index], wanted))
-    shortest = min(len(keypoints.valid) for keypoints in found.values())
+        wanted = points.landmarks(image, wanted_in)[0][0]
+        errors["nfs"].append(nme_percent(tracked.found.landmarks[index], wanted))
+        for name, box in boxes.items():
+            errors[name].append(nme_percent(points.landmarks(image, box)[0][0], wanted))
+    report.checks["frames compared with dlib's boxes"] = len(errors["nfs"])
     for name, values in errors.items():
         report.checks[f"NME % to dlib's boxes, {name}"] = round(float(np.mean(values)), 3)
-        points = found[name].landmarks[:shortest]
-        shake = np.linalg.norm(np.diff(points, n=2, axis=0), axis=-1).mean()
+    found = {"nfs": tracked.found, "reduced": reduced.found, "full size": full.found}
+    followed = {name: keypoints for name, keypoints in found.items() if keypoints is not None}
+    shortest = min(len(keypoints.valid) for keypoints in followed.values())
+    for name, keypoints in followed.items():
+        places = keypoints.landmarks[:shortest]
+        shake = np.linalg.norm(np.diff(places, n=2, axis=0), axis=-1).mean()
         report.checks[f"jitter px, {name}"] = round(float(shake), 3)
-        report.checks[f"frames with a face, {name}"] = float(found[name].valid.mean())
+        report.checks[f"frames with a face, {name}"] = float(keypoints.valid.mean())
 
 
 def nme_percent(points: Array, wanted: Array) -> float:
