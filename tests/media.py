@@ -1,8 +1,13 @@
-"""Short real clips for job tests, cut from the shared recordings into a temporary folder."""
+"""Clips for tests: cut from the shared recordings, or with an odd header."""
 
 from __future__ import annotations
 
+import struct
+from fractions import Fraction
 from pathlib import Path
+
+import av
+import numpy as np
 
 from nfs.media.audio import read_audio
 from nfs.media.video import read_frames
@@ -25,3 +30,20 @@ def cut_clips(source: Path, folder: Path, count: int, *, seconds: float = 0.4) -
                 writer.write(frame)
         paths.append(path)
     return paths
+
+
+def huge_video(path: Path, side_px: int) -> Path:
+    """Write a small AVI of one frame whose header declares `side_px` squared."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("huffyuv", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv422p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    size = data.index(b"strf") + 12  # width and height in the BITMAPINFOHEADER
+    assert struct.unpack_from("<ii", data, size) == (64, 48)
+    struct.pack_into("<ii", data, size, side_px, side_px)
+    path.write_bytes(data)
+    return path

@@ -82,6 +82,9 @@ class ClipConfig(Config):
     """Landmark score under which a frame counts as without a face."""
     min_face_fraction: float = Field(0.5, ge=0, le=1)
     """Part of the frames that must show the face; otherwise the clip is refused as `no_face`."""
+    max_frame_pixels: int = Field(8192 * 8192, ge=1)
+    """Most pixels (width times height) of a video's frames; a larger one is refused as
+    `decode_error` before a frame is decoded."""
     min_frames: int = Field(1, ge=1)
     """Least number of frames of a clip; otherwise it is refused as `too_short`."""
     correct_av_offset: bool = False

@@ -140,7 +140,7 @@ class ClipWork:
                 raise ClipError(error.status, text) from None
 
     def _tables(self, item: Item) -> dict[str, pa.Table]:
-        info = probe(item["path"])
+        info = probe(item["path"], max_pixels=self.config.max_frame_pixels)
         tracker = self.find(item)
         sound = self._sound(item, tracker.num_frames) if info.has_audio else None
         plans = plan_clips(tracker, sound, self.config, item["path"])
@@ -265,7 +265,13 @@ class ClipWork:
 
     def _read(self, item: Item) -> Iterator[TimedFrame]:
         start_s, end_s = float(item.get("start_s") or 0.0), item.get("end_s")
-        return read_frames(item["path"], fps=self.config.fps, start_s=start_s, end_s=end_s)
+        return read_frames(
+            item["path"],
+            fps=self.config.fps,
+            start_s=start_s,
+            end_s=end_s,
+            max_pixels=self.config.max_frame_pixels,
+        )
 
 
 def _check_quality(item: Item, statuses: Sequence[str], config: ClipConfig) -> None:

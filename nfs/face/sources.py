@@ -128,7 +128,7 @@ def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict
     for source in sources:
         name = source.path if source.member is None else Path(source.member)
         identity = _identity(source, config.identity_from)
-        parts = _parts(source.path, config.max_clip_s) if source.member is None else [_WHOLE]
+        parts = _parts(source.path, config) if source.member is None else [_WHOLE]
         for index, (start_s, end_s) in enumerate(parts):
             suffix = f"-{index:03d}" if len(parts) > 1 else ""
             text = f"{source.sha256}|{settings}|{start_s}|{end_s}"
@@ -155,17 +155,17 @@ def split_of(identity: str, val_fraction: float) -> str:
     return "val" if int.from_bytes(digest[:8], "big") / 2**64 < val_fraction else "train"
 
 
-def _parts(path: Path, max_clip_s: float) -> list[tuple[float, float | None]]:
+def _parts(path: Path, config: PreprocessConfig) -> list[tuple[float, float | None]]:
     """Return (start, end) in seconds of equal parts; the whole file is [(0, None)]."""
     whole = [_WHOLE]
     if is_photo(path):
         return whole
     try:
-        duration_s = probe(path).duration_s
+        duration_s = probe(path, max_pixels=config.clip.max_frame_pixels).duration_s
     except ClipError:
         return whole  # the unit reports what is wrong with the file
-    count = round(duration_s / max_clip_s)
-    if duration_s <= max_clip_s or count < 2:
+    count = round(duration_s / config.max_clip_s)
+    if duration_s <= config.max_clip_s or count < 2:
         return whole
     # whole milliseconds, so that the key is readable and stable
     cuts = [round(duration_s * index / count, 3) for index in range(count)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -28,6 +29,10 @@ _SEEK_MARGIN_S = 0.5
 _MISSING_END_S = 0.5
 # The last frame is shown as long as the one before it, but not longer than this.
 _LONGEST_HOLD_S = 0.5
+# Read at once from an opened file, which may be far away.
+_BUFFER_BYTES = 1 << 20
+# No decoder has this name: sizes are then what the header says, and nothing is decoded.
+_NO_DECODER = {"codec_whitelist": "none"}
 
 TimedFrame = tuple[float, NDArray[np.uint8]]
 
@@ -49,8 +54,13 @@ class VideoInfo:
     is_photo: bool
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, *, file: Any = None, max_pixels: int | None = None) -> VideoInfo:
     """Read headers and decode one frame.
+
+    Args:
+        path: Video or photo.
+        file: The video opened for reading, with `seek`; `path` is then only its name.
+        max_pixels: Refuse a video of larger frames (width times height) before one is decoded.
 
     Raises:
         ClipError: `decode_error` or `no_video`.
@@ -58,8 +68,10 @@ def probe(path: str | Path) -> VideoInfo:
     if is_photo(path):
         height, width = read_photo(path).shape[:2]
         return VideoInfo(width, height, 0.0, 0.0, has_audio=False, rotation_deg=0, is_photo=True)
-    with open_media(path) as container:
+    with open_media(path, file=file, max_pixels=max_pixels) as container:
         stream = video_stream(container, path)
+        if max_pixels is not None:
+            _check_size(stream, path, file, max_pixels)
         frame = next(_decoded(container, stream, path), None)
         if frame is None:
             raise ClipError("decode_error", f"{path}: no frame could be decoded")
@@ -82,6 +94,7 @@ def read_frames(
     start_s: float = 0.0,
     end_s: float | None = None,
     threads: int = 1,
+    max_pixels: int | None = None,
 ) -> Iterator[TimedFrame]:
     """Yield (time_s, frame uint8 RGB [H, W, 3]) in display order.
 
@@ -93,6 +106,7 @@ def read_frames(
         start_s: First time wanted.
         end_s: Time at which to stop (exclusive); None reads to the end.
         threads: Decoder threads.
+        max_pixels: As of `probe`; also ends a video whose frames become much larger part-way.
 
     Raises:
         ClipError: `no_video`; `decode_error` if the file is no video, or breaks off or turns
@@ -101,21 +115,38 @@ def read_frames(
     if is_photo(path):
         yield 0.0, read_photo(path)
         return
-    frames = _source_frames(path, start_s=start_s, end_s=end_s, threads=threads)
+    frames = _source_frames(path, start_s, end_s, threads, max_pixels)
     if fps is None:
         yield from (item for item in frames if item[0] >= start_s - 1e-6)
     else:
         yield from _nearest(frames, fps, start_s, end_s)
 
 
-def open_media(path: str | Path) -> av.container.InputContainer:
+def open_media(
+    path: str | Path, *, file: Any = None, max_pixels: int | None = None
+) -> av.container.InputContainer:
     """Open a container for reading.
+
+    Args:
+        path: Its file.
+        file: The container opened for reading, with `seek`; `path` is then only its name.
+        max_pixels: Decoders refuse frames that are much larger; opening may decode some.
 
     Raises:
         ClipError: `decode_error` if it is missing, unreadable or not a media file.
     """
+    return _open(path, file, {} if max_pixels is None else _decoder_limit(max_pixels))
+
+
+def _open(path: str | Path, file: Any, options: dict[str, str]) -> av.container.InputContainer:
     try:
-        return av.open(str(path), mode="r", metadata_errors="ignore")
+        return av.open(
+            str(path) if file is None else file,
+            mode="r",
+            metadata_errors="ignore",
+            options=options,
+            buffer_size=_BUFFER_BYTES,
+        )
     except (av.error.FFmpegError, OSError) as error:
         message = f"{path}: cannot be opened as video or audio: {reason_of(error)}"
         raise ClipError("decode_error", message) from None
@@ -146,12 +177,37 @@ def origin_s(container: av.container.InputContainer) -> float:
     return 0.0
 
 
+def _check_size(stream: VideoStream, path: str | Path, file: Any, max_pixels: int) -> None:
+    """Refuse frames of more than `max_pixels`, by the header, before one is decoded."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height == 0:  # the decoder has refused the size already
+        if file is not None:
+            file.seek(0)
+        with _open(path, file, _NO_DECODER) as container:
+            declared = video_stream(container, path).codec_context
+            width, height = declared.width, declared.height
+    if width * height > max_pixels:
+        raise ClipError(
+            "decode_error",
+            f"{path}: declares frames of {width} x {height} pixels, {width * height} in all, more "
+            f"than the limit of {max_pixels} (clip.max_frame_pixels)",
+        )
+    stream.codec_context.options = _decoder_limit(max_pixels)
+
+
+def _decoder_limit(max_pixels: int) -> dict[str, str]:
+    """Return the option for decoders, which count the padding of their buffers, too."""
+    return {"max_pixels": str(2 * max_pixels + (1 << 16))}
+
+
 def _source_frames(
-    path: str | Path, *, start_s: float, end_s: float | None, threads: int
+    path: str | Path, start_s: float, end_s: float | None, threads: int, max_pixels: int | None
 ) -> Iterator[TimedFrame]:
     """Yield frames from a little before `start_s` to a little after `end_s`."""
-    with open_media(path) as container:
+    with open_media(path, max_pixels=max_pixels) as container:
         stream = video_stream(container, path)
+        if max_pixels is not None:
+            _check_size(stream, path, None, max_pixels)
         stream.codec_context.thread_count = threads
         origin = origin_s(container)
         if start_s > 2 * _SEEK_MARGIN_S and stream.time_base is not None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from nfs.errors import ClipError
-from nfs.media import VideoWriter, probe, read_audio, read_frames
+from nfs.media import VideoWriter, probe, read_audio, read_frames, video
+from tests.media import huge_video
 
 SIZE = (64, 96)
 COLOURS = np.array([[250, 20, 20], [20, 240, 30], [30, 40, 250], [200, 180, 20]], np.uint8)
@@ -61,6 +62,32 @@ def test_probe_tells_what_is_there(clip):
     assert (info.width_px, info.height_px, info.fps) == (96, 64, 25.0)
     assert info.has_audio
     assert info.duration_s == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("side", [9_000, 40_000])
+def test_declared_size_is_checked_before_a_frame_is_decoded(tmp_path, monkeypatch, side):
+    path = huge_video(tmp_path / "huge.avi", side)
+    monkeypatch.setattr(video, "_decoded", lambda *_: pytest.fail("a frame was decoded"))
+    wanted = f"huge.avi: declares frames of {side} x {side} pixels, .* limit of 67108864"
+    for read in (probe, lambda *a, **k: list(read_frames(*a, **k))):
+        with pytest.raises(ClipError, match=wanted) as raised:
+            read(path, max_pixels=8192**2)
+        assert raised.value.status == "decode_error"
+    with path.open("rb") as file, pytest.raises(ClipError, match=wanted):
+        probe(path, file=file, max_pixels=8192**2)
+
+
+def test_frames_at_the_limit_are_read(clip):
+    height, width = SIZE
+    assert probe(clip, max_pixels=height * width).width_px == width
+    assert len(list(read_frames(clip, max_pixels=height * width))) == 50
+    with pytest.raises(ClipError, match="96 x 64 pixels, 6144 in all, more than the limit of 6143"):
+        probe(clip, max_pixels=height * width - 1)
+
+
+def test_a_video_is_probed_through_an_opened_file(clip):
+    with clip.open("rb") as file:
+        assert probe("s3://far/away.mp4", file=file) == probe(clip)
 
 
 @pytest.mark.parametrize(("fps", "count"), [(10, 20), (25, 50), (12, 24), (50, 100)])

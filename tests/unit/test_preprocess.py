@@ -17,6 +17,7 @@ from nfs.errors import InputError
 from nfs.face.sources import distinct, list_files, make_items, split_of
 from nfs.media import VideoWriter
 from nfs.media.video import VideoInfo
+from tests.media import huge_video
 from tests.unit.face_fakes import SquareDetector, SquareLandmarks, picture
 
 SIZE = (160, 240)
@@ -106,6 +107,17 @@ def test_only_bad_clips_fail_with_their_reasons(tmp_path, media, capsys):
     assert len(read_manifest(str(run / "clips")).quarantined) == 2
 
 
+def test_a_huge_video_is_quarantined_by_its_header(tmp_path, media):
+    huge_video(media / "huge.avi", 12_000)
+    code, run = job(tmp_path, f"inputs=[{media}]")
+    assert code == 0
+    reasons = {Path(q.item).name: q.reason for q in read_manifest(str(run / "clips")).quarantined}
+    assert set(reasons) == {"huge.avi", "torn.mp4"}
+    assert reasons["huge.avi"].startswith("decode_error: ")
+    assert "12000 x 12000 pixels" in reasons["huge.avi"]
+    assert "clip.max_frame_pixels" in reasons["huge.avi"]
+
+
 def test_bad_fraction_limit(tmp_path, media):
     assert job(tmp_path, f"inputs=[{media}]", "max_bad_fraction=0.3")[0] == 2
 
@@ -136,7 +148,7 @@ def test_keys_depend_on_content_and_clip_settings_only(media):
 
 
 def test_long_videos_become_equal_parts(media, monkeypatch):
-    def long_video(_path):
+    def long_video(_path, **_options):
         return VideoInfo(240, 160, 25.0, 130.0, has_audio=True, rotation_deg=0, is_photo=False)
 
     monkeypatch.setattr(sources, "probe", long_video)
