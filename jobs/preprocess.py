@@ -37,11 +37,13 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     from nfs.artifacts.compaction import compact
     from nfs.audio.mel import melspectrogram
     from nfs.face.clip import ClipWork
+    from nfs.face.remote import list_objects
     from nfs.face.sources import class_labels, distinct, list_files, make_items
     from nfs.runtime import run_units
 
     labels = class_labels(config.inputs) if config.identity_from == "label" else {}
-    sources, copies = distinct(list_files(config.inputs), labels)
+    objects = list_objects(config.inputs)
+    sources, copies = distinct(list_files(config.inputs), labels, objects)
     for copy in copies:
         logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
     items = make_items(sources, config)

@@ -75,6 +75,35 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[None]:
+    """An S3-compatible server in this process with the bucket `bucket`, on loopback."""
+    moto_server = pytest.importorskip("moto.server", reason="needs moto[s3] of the dev extra")
+    from pyarrow import fs
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("HTTP_PROXY", raising=False)
+        patch.delenv("http_proxy", raising=False)
+        system = fs.S3FileSystem(
+            endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1",
+            allow_bucket_creation=True,
+        )  # fmt: skip
+        system.create_dir("bucket")
+        yield
+    server.stop()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -93,6 +93,10 @@ class ZipPhotos:
         """Return the encoded photo."""
         return self._archive.read(name)
 
+    def checksum(self, name: str) -> str:
+        """Return size and CRC-32 of a photo, as the zip's directory has them; reads nothing."""
+        return self._archive.checksum(name)
+
     def label_file(self) -> bytes | None:
         """Return the content of `dataset.json`, if there is one."""
         exists = DATASET_JSON in self._archive

@@ -60,6 +60,11 @@ class ZipArchive:
         """Return the sorted names of all files."""
         return sorted(self._members)
 
+    def checksum(self, name: str) -> str:
+        """Return size and CRC-32 of a file by the directory, without reading it."""
+        member = self._members[name]
+        return f"{member.num_bytes}-{member.checksum:08x}"
+
     def read(self, name: str) -> bytes:
         """Return the content of a file.
 

@@ -61,6 +61,16 @@ class PipelineConfig(JobConfig):
             raise ValueError("invert needs train_stylenerf enabled")
         return self
 
+    @model_validator(mode="after")
+    def _mounted(self) -> Self:
+        far = [path for path in self.inputs() if "://" in path]
+        if far:
+            raise ValueError(
+                f"input={far[0]}: must be a mounted file, since later stages read its sound; URIs "
+                "may stand in extra_inputs"
+            )
+        return self
+
     def inputs(self) -> list[str]:
         """Return the person's videos as a list."""
         return [self.input] if isinstance(self.input, str) else list(self.input)

@@ -106,7 +106,8 @@ class PreprocessConfig(JobConfig):
     """Settings of the job `preprocess`."""
 
     inputs: list[str] = Field(min_length=1)
-    """Videos, photos, zips of photos, folders (searched recursively), globs as `data/**/*.mp4`."""
+    """Videos, photos, zips of photos, folders (searched recursively), globs as `data/**/*.mp4`; or
+    URIs of objects and folders that pyarrow knows (`s3://bucket/folder`)."""
     clip: ClipConfig = ClipConfig()
     """How each clip is processed."""
     max_clip_s: float = Field(60.0, gt=0)

@@ -7,10 +7,11 @@ the smoothed crop of each whole clip is known.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -44,6 +45,7 @@ from nfs.face.planning import (
 )
 from nfs.face.protocols import Array, FrameLandmarks
 from nfs.face.quality import head_pose_deg, measure_picture
+from nfs.face.remote import copy_object, is_remote, shown
 from nfs.face.selection import FaceSpan, face_heights_px
 from nfs.face.speech import match_speech
 from nfs.face.tracking import FaceTracker, FollowedFaces
@@ -93,13 +95,15 @@ class ClipWork:
                 `no_face`, `multiple_faces`, `no_audio`, `no_speaker`, `low_quality`.
         """
         path = item["path"]
+        remote = is_remote(path)
         try:
-            with Path(path).open("rb"):
-                pass
+            if not remote:
+                with Path(path).open("rb"):
+                    pass
         except OSError as error:
             raise ClipError("decode_error", f"{path}: cannot be read: {error.strerror}") from None
-        if item.get("member"):
-            return self._photo_of_zip(item)
+        if remote or item.get("member"):
+            return self._from_copy(item)
         return self._tables(item)
 
     def failure(self, item: Item, status: str, error: str) -> dict[str, pa.Table]:
@@ -125,19 +129,31 @@ class ClipWork:
             cut = self.config.split_scenes and cuts.is_cut(image)
             tracker.step(image, new_scene=cut)
 
-    def _photo_of_zip(self, item: Item) -> dict[str, pa.Table]:
-        if self._archive is None or self._archive.uri != item["path"]:
-            self._archive = ZipArchive(item["path"])
+    def _from_copy(self, item: Item) -> dict[str, pa.Table]:
+        """Work on a temporary copy of an object of a store or of a photo in a zip."""
+        name = PurePosixPath(item.get("member") or shown(item["path"]))
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"photo{Path(item['member']).suffix}"
+            file = Path(folder) / f"copy{name.suffix}"
+            digest = self._fetch(item, file)
             try:
-                file.write_bytes(self._archive.read(item["member"]))
-                return self._tables({**item, "path": str(file)})
-            except InputError as error:
-                raise ClipError("decode_error", str(error)) from None
+                return self._tables({**item, "path": str(file), "source_sha256": digest})
             except ClipError as error:
                 text = str(error).replace(str(file), item["source_uri"])
                 raise ClipError(error.status, text) from None
+
+    def _fetch(self, item: Item, target: Path) -> str:
+        """Copy the item's content to a file and return its sha256."""
+        member = item.get("member")
+        if not member:
+            return copy_object(item["path"], target)
+        if self._archive is None or self._archive.uri != item["path"]:
+            self._archive = ZipArchive(item["path"])
+        try:
+            data = self._archive.read(member)
+        except InputError as error:
+            raise ClipError("decode_error", str(error)) from None
+        target.write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
 
     def _tables(self, item: Item) -> dict[str, pa.Table]:
         info = probe(item["path"], max_pixels=self.config.max_frame_pixels)

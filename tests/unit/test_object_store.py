@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import fs
 
 import nfs.artifacts.compaction as compaction
 import nfs.face.clip as clip_module
@@ -15,40 +14,15 @@ from nfs.artifacts.tables import iter_files, read_table
 from nfs.artifacts.units import run_units_here
 from nfs.errors import InputError
 from nfs.media import VideoWriter
+from nfs.runtime.state_mirror import StateMirror
 from tests.toy import EchoWork
 from tests.unit.face_fakes import SquareDetector, SquareLandmarks, picture
 
-moto_server = pytest.importorskip("moto.server", reason="needs moto[s3] of the dev extra")
 SIZE = (160, 240)
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        patch.delenv("HTTP_PROXY", raising=False)
-        patch.delenv("http_proxy", raising=False)
-        system = fs.S3FileSystem(
-            endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1",
-            allow_bucket_creation=True,
-        )  # fmt: skip
-        system.create_dir("bucket")
-        yield
-    server.stop()
-
-
 @pytest.fixture
-def uri(server, request):
+def uri(object_store, request):
     return f"s3://bucket/{request.node.name}"
 
 
@@ -145,3 +119,17 @@ def test_what_is_no_storage_is_said_or_ignored():
     with pytest.raises(InputError, match="no storage that pyarrow knows"):
         Store("http://127.0.0.1:5000")
     assert artifact_ids(["http://127.0.0.1:5000", "sqlite:///x.db"]) == {}
+
+
+def test_states_of_a_training_come_back_from_the_server(uri, tmp_path):
+    states = StateMirror(uri)
+    for number in range(3):
+        folder = tmp_path / str(number)
+        (folder / "part").mkdir(parents=True)
+        (folder / "part" / "state.pt").write_bytes(bytes([number]) * 5)
+        (folder / "metrics.json").write_text("{}")
+        states.put(number, folder, keep=2)
+    assert states.numbers() == [1, 2]
+    states.get(2, tmp_path / "back")
+    assert (tmp_path / "back" / "part" / "state.pt").read_bytes() == bytes([2]) * 5
+    assert not any(name.startswith("000000/") for name in Store(uri).list(recursive=True))

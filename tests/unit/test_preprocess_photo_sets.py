@@ -89,7 +89,7 @@ def test_a_folder_with_dataset_json_and_wrong_labels(tmp_path):
     labels = [[name, index] for index, name in enumerate(sorted(photos()))]
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     sources, _ = distinct(list_files([str(folder)]), class_labels([str(folder)]))
-    assert {s.path.relative_to(folder).as_posix(): s.label for s in sources} == {
+    assert {Path(s.path).relative_to(folder).as_posix(): s.label for s in sources} == {
         name: label for name, label in labels if name != "00001/copy.png"
     }
     (folder / "dataset.json").write_text(json.dumps({"labels": [[n, [0.5]] for n, _ in labels]}))
