@@ -64,22 +64,32 @@ def load_identity(config: TrainReconConfig) -> FaceIdentity | None:
 
 
 def load_arcface(config: ArcfaceIdentity) -> FaceIdentity:
-    """Return an ArcFace network, frozen, from a checkpoint directory or an original file."""
+    """Return an ArcFace network, frozen, from a checkpoint directory or an original file.
+
+    It sees the 112 px template; a network trained at another size gets that picture resized, as it
+    was in its training.
+    """
     import hashlib
     from pathlib import Path
 
-    from nfs.arcface.export import load_backbone
-    from nfs.morphable.recon.identity import ARCFACE_SIZE_PX, EmbeddingIdentity, ModuleEmbedding
+    from nfs.arcface.identity import WHOLE_BOX
+    from nfs.arcface.identity import ArcfaceIdentity as Embedding
+    from nfs.morphable.recon.identity import ARCFACE_SIZE_PX, EmbeddingIdentity
     from nfs.pretrained import load_original
 
     path = Path(config.path)
     if path.is_dir():
-        network, file = load_backbone(path), path / "weights.safetensors"
+        embedding = Embedding.from_checkpoint(path, box=WHOLE_BOX)
     else:
-        network, file = load_original(f"arcface/{config.name}", path), path
-    with file.open("rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    embedding = ModuleEmbedding("arcface", checksum, network)
+        with path.open("rb") as stream:
+            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+        embedding = Embedding(
+            load_original(f"arcface/{config.name}", path),
+            image_size_px=ARCFACE_SIZE_PX,
+            name=f"arcface_{config.name}",
+            checksum=checksum,
+            box=WHOLE_BOX,
+        )
     return EmbeddingIdentity(embedding, size_px=ARCFACE_SIZE_PX, scheme="arcface")
 
 

@@ -10,6 +10,7 @@ import torchvision
 from nfs.errors import InputError
 from nfs.face.align import (
     ARCFACE_TEMPLATE_INDEX,
+    arcface_crop_transform,
     deep3d_standard_pixels,
     deep3d_transform,
     five_points,
@@ -29,7 +30,7 @@ from nfs.morphable.recon.alignment import (
     repose,
 )
 from nfs.morphable.recon.augment import Augmentation, Change, compose, move_landmarks
-from nfs.morphable.recon.identity import arcface_matrices, warp
+from nfs.morphable.recon.identity import warp
 from nfs.morphable.recon.losses import ReconObjective, ReconWeights
 from nfs.morphable.recon.network import (
     HEAD_SIZES,
@@ -286,7 +287,7 @@ def test_arcface_alignment_puts_the_five_points_on_the_template():
     turn = 1.7 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
     for landmarks, point in zip(((36, 39), (42, 45), (30,), (48,), (54,)), template, strict=True):
         face[0, landmarks] = turn @ point + (3, -5)
-    found = apply_affine(arcface_matrices(face)[0], five_points(face)[0])
+    found = apply_affine(arcface_crop_transform(face)[0], five_points(face)[0])
     assert found == pytest.approx(template, abs=1e-6)
 
 

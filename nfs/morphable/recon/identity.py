@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nfs.face.align import arcface_transform, ffhq_square, five_points
+from nfs.face.align import arcface_crop_transform, ffhq_square
 from nfs.perceptual.dlib_face import CHIP_SIDE, DlibDistance
 from nfs.perceptual.dlib_file import IMAGE_SIZE_PX
 from nfs.perceptual.protocol import IdentityEmbedding
@@ -51,7 +49,7 @@ class EmbeddingIdentity:
     Args:
         network: Embeds crops in [-1, 1].
         size_px: Side of its crops.
-        scheme: `ffhq`: the square that `nfs.perceptual` networks see; `arcface`: 112 px template.
+        scheme: `ffhq`: the square that `nfs.perceptual` networks see; `arcface`: its template.
     """
 
     def __init__(self, network: IdentityEmbedding, *, size_px: int, scheme: str):
@@ -64,7 +62,7 @@ class EmbeddingIdentity:
         if self._scheme == "ffhq":
             matrices = ffhq_square(points).crop_from_source(self._size)
         else:
-            matrices = arcface_matrices(points)
+            matrices = arcface_crop_transform(points, self._size)
         crops = warp(images, torch.from_numpy(matrices), self._size)
         return self._network.embed(crops * 2 - 1)
 
@@ -75,43 +73,10 @@ class EmbeddingIdentity:
         return self
 
 
-class ModuleEmbedding(nn.Module):
-    """A frozen module that maps crops in [-1, 1] to embeddings, with a name.
-
-    Args:
-        name: For metric keys.
-        checksum: Of its weights.
-        network: The module.
-    """
-
-    def __init__(self, name: str, checksum: str, network: nn.Module):
-        super().__init__()
-        self.name, self.checksum = name, checksum
-        self.network = network.eval().requires_grad_(False)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Return embeddings `[B, E]` of `[B, 3, H, W]`."""
-        embedding: Tensor = self.network(images)
-        return embedding
-
-
 def load_dlib() -> EmbeddingIdentity:
     """Return dlib's network; crops are as large as its chip needs, so nothing is resized twice."""
     network = DlibDistance.load()
     return EmbeddingIdentity(network, size_px=round(IMAGE_SIZE_PX / CHIP_SIDE), scheme="ffhq")
-
-
-def arcface_matrices(landmarks_px: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the ArcFace alignment `[B, 2, 3]` between continuous pixels.
-
-    The template is in index coordinates, half a pixel less.
-
-    Args:
-        landmarks_px: `[B, 68, 2]`.
-    """
-    matrices = arcface_transform(five_points(landmarks_px) - 0.5)
-    matrices[..., 2] += 0.5 - matrices[..., :2].sum(-1) * 0.5
-    return matrices
 
 
 def warp(images: Tensor, matrices: Tensor, size_px: int) -> Tensor:
