@@ -38,12 +38,15 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     from nfs.audio.mel import melspectrogram
     from nfs.face.clip import ClipWork
     from nfs.face.remote import list_objects
-    from nfs.face.sources import class_labels, distinct, list_files, make_items
+    from nfs.face.sources import class_labels, distinct, list_files, make_items, vector_labels
     from nfs.runtime import run_units
 
-    labels = class_labels(config.inputs) if config.identity_from == "label" else {}
-    objects = list_objects(config.inputs)
-    sources, copies = distinct(list_files(config.inputs), labels, objects)
+    files, objects = list_files(config.inputs), list_objects(config.inputs)
+    if config.identity_from == "label":
+        labels = class_labels(config.inputs)
+    else:
+        labels = vector_labels([*map(str, files), *(obj.uri for obj in objects)])
+    sources, copies = distinct(files, labels, objects)
     for copy in copies:
         logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
     items = make_items(sources, config)

@@ -120,6 +120,7 @@ def artifact_export_zip(
     target: Path,
     resolution: Annotated[int, typer.Option(help="Pixels per side, a power of two.")] = 256,
     fits: Annotated[str | None, typer.Option(help="Fits of CLIPS: camera labels.")] = None,
+    identities: Annotated[bool, typer.Option(help="Not the photos' own label vectors.")] = False,
     split: str | None = None,
     max_frames_per_clip: int | None = None,
 ) -> None:
@@ -132,10 +133,11 @@ def artifact_export_zip(
         target,
         resolution=resolution,
         labels=None if fits is None else camera_labels(fits),
+        identities=identities,
         split=split,
         max_frames_per_clip=max_frames_per_clip,
     )
-    kind = "identities" if fits is None else "cameras"
+    kind = "cameras" if done.labels == "given" else done.labels
     print(f"{done.num_photos} photos of {done.num_identities} identities, labels: {kind}")
     if done.num_without_label:
         print(f"{done.num_without_label} frames without a good fit left out")

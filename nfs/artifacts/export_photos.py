@@ -34,11 +34,13 @@ class PhotoExport:
         num_photos: Photos in the zip.
         num_identities: Distinct identities among them.
         num_without_label: Frames left out because no label is known.
+        labels: What the labels are: `identities`, `vectors` (the photos' own) or `given`.
     """
 
     num_photos: int
     num_identities: int
     num_without_label: int
+    labels: str
 
 
 def export_zip(
@@ -47,6 +49,7 @@ def export_zip(
     *,
     resolution: int,
     labels: Mapping[FrameKey, Sequence[float]] | None = None,
+    identities: bool = False,
     split: str | None = None,
     max_frames_per_clip: int | None = None,
 ) -> PhotoExport:
@@ -54,14 +57,16 @@ def export_zip(
 
     The same frames give the same bytes.
 
-    The label is `labels[clip_id, frame_index]`, or without `labels` the number of the identity.
-    `dataset.json` also names identities and the frame behind each photo; other readers ignore that.
+    The label is `labels[clip_id, frame_index]`; without `labels` the vector that the photo came
+    with, or the number of the identity where no photo has one. `dataset.json` also names
+    identities and the frame behind each photo; other readers ignore that.
 
     Args:
         clips: Artifact of `jobs.preprocess`.
         target: Local path, ending in `.zip`.
         resolution: Pixels per side, a power of two.
         labels: Vectors of equal lengths; frames without one are left out.
+        identities: Take the identities even where photos have vectors.
         split: Keep clips with this value of `split`; None keeps all.
         max_frames_per_clip: Evenly spaced frames kept of each clip; None keeps all.
 
@@ -73,7 +78,9 @@ def export_zip(
         raise InputError(f"{target}: expected a name that ends in .zip")
     if resolution < 4 or resolution & (resolution - 1):
         raise InputError(f"resolution={resolution} is not a power of two")
-    identity = _identities(clips, split)
+    identity, vectors = _clips(clips, split)
+    own = {} if identities or labels is not None else vectors
+    _check_vectors(clips, identity, own)
     numbers = {name: i for i, name in enumerate(sorted(set(identity.values())))}
     entries: list[list[Any]] = []
     frames: list[list[Any]] = []
@@ -84,7 +91,7 @@ def export_zip(
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for clip_id, frame, data in _frames(clips, identity, max_frames_per_clip):
-                label: int | list[float] | None = numbers[identity[clip_id]]
+                label: int | list[float] | None = own.get(clip_id, numbers[identity[clip_id]])
                 if labels is not None:
                     vector = labels.get((clip_id, frame))
                     label = None if vector is None else [float(v) for v in vector]
@@ -104,16 +111,34 @@ def export_zip(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return PhotoExport(len(entries), len(used), unlabelled)
+    kind = "given" if labels is not None else ("vectors" if own else "identities")
+    return PhotoExport(len(entries), len(used), unlabelled, kind)
 
 
-def _identities(clips: str, split: str | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for _, table in iter_files(clips, "clips", ["clip_id", "identity_id", "split", "status"]):
+def _clips(clips: str, split: str | None) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """Return identities and label vectors of the usable clips, by clip id."""
+    identity: dict[str, str] = {}
+    vectors: dict[str, list[float]] = {}
+    columns = ["clip_id", "identity_id", "split", "status", "label"]
+    for _, table in iter_files(clips, "clips", columns):
         for row in table.to_pylist():
             if row["status"] == "ok" and split in (None, row["split"]):
-                found[row["clip_id"]] = row["identity_id"]
-    return found
+                identity[row["clip_id"]] = row["identity_id"]
+                vector = row.get("label")  # older artifacts have no such column
+                if vector is not None:
+                    vectors[row["clip_id"]] = vector
+    return identity, vectors
+
+
+def _check_vectors(
+    clips: str, identity: Mapping[str, str], own: Mapping[str, Sequence[float]]
+) -> None:
+    sizes = sorted({len(vector) for vector in own.values()})
+    if own and (len(own) < len(identity) or len(sizes) > 1):
+        raise InputError(
+            f"{clips}: {len(own)} of {len(identity)} clips have label vectors, of {sizes} numbers; "
+            "all need one of the same length; --identities takes the identities instead"
+        )
 
 
 def _frames(

@@ -45,6 +45,8 @@ CLIPS = pa.schema(
         ("exposure", pa.float32()),
         ("clipped", pa.float32()),
         ("occlusion", pa.float32()),
+        # vector of the photo in the dataset.json of its zip
+        ("label", pa.list_(pa.float32())),
     ]
 )
 FRAMES = pa.schema(

@@ -134,6 +134,7 @@ def clip_row(
         "source_end_s": item.get("end_s"),
         "num_faces": None,
         "av_corrected_s": 0.0,
+        "label": item.get("label"),
     }
     photo = {"duration_s": 0.0} if info is not None and info.is_photo else {}
     return {**known, **row, **photo}

@@ -22,6 +22,7 @@ from nfs.face.remote import MEDIA_SUFFIXES, RemoteFile, is_remote, open_object, 
 from nfs.media.images import is_photo
 from nfs.media.video import probe
 
+Label = int | tuple[float, ...]
 _READ_THREADS = 4
 _GLOB = re.compile(r"[*?\[]")
 _WHOLE: tuple[float, float | None] = (0.0, None)
@@ -37,8 +38,8 @@ class Source:
     """Of the content; of an object, which only workers read, of name, size and time."""
     member: str | None = None
     """Name inside the zip `path`; None: `path` is the file itself."""
-    label: int | None = None
-    """Class in the `dataset.json` of its zip or folder."""
+    label: Label | None = None
+    """Class or vector in the `dataset.json` of its zip or folder."""
 
     @property
     def uri(self) -> str:
@@ -75,14 +76,14 @@ def list_files(inputs: Sequence[str]) -> list[Path]:
 
 def distinct(
     files: Sequence[Path],
-    labels: Mapping[str, int] | None = None,
+    labels: Mapping[str, Label] | None = None,
     objects: Sequence[RemoteFile] = (),
 ) -> tuple[list[Source], list[dict[str, str]]]:
     """Return what has distinct content, and `{item, same_as}` for each left-out copy.
 
     Args:
         files: Files; zips are opened.
-        labels: Classes by `Source.uri`.
+        labels: Classes or vectors by `Source.uri`.
         objects: Objects of stores, none of which counts as a copy; zips are opened.
 
     Raises:
@@ -112,13 +113,31 @@ def distinct(
     return [replace(source, label=known.get(source.uri)) for source in first.values()], copies
 
 
-def class_labels(inputs: Sequence[str]) -> dict[str, int]:
+def vector_labels(paths: Iterable[str]) -> dict[str, Label]:
+    """Return the vectors in the `dataset.json` of the zips among files, by uri; none for classes.
+
+    Raises:
+        InputError: If a zip or its `dataset.json` cannot be read.
+    """
+    found: dict[str, Label] = {}
+    for path in paths:
+        if not _is_zip(path):
+            continue
+        photos = ZipPhotos(path)
+        labels = read_labels(photos)
+        if labels is not None and labels.ndim == 2:
+            uris = [f"{shown(path)}!/{name}" for name in photos.names]
+            found.update(zip(uris, map(tuple, labels.tolist()), strict=True))
+    return found
+
+
+def class_labels(inputs: Sequence[str]) -> dict[str, Label]:
     """Return the classes in the `dataset.json` of zips and folders among the inputs, by uri.
 
     Raises:
         InputError: If an input has none, or vectors instead of classes.
     """
-    found: dict[str, int] = {}
+    found: dict[str, Label] = {}
     for text in inputs:
         path = text if is_remote(text) else str(_local(text).absolute())
         is_zip = _is_zip(path)
@@ -135,8 +154,9 @@ def class_labels(inputs: Sequence[str]) -> dict[str, int]:
 def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict[str, Any]]:
     """Return the units of work; a long video becomes several clips of one identity.
 
-    The key depends on the content of the file, the part of it and the clip settings, so that a run
-    over the same files continues and another setting never meets old results.
+    The key depends on the content of the file, the part of it, its label vector and the clip
+    settings, so that a run over the same files continues and another setting never meets old
+    results.
     """
     settings = tree_hash(config.clip.tree())
     known, items = list(sources), []
@@ -144,9 +164,12 @@ def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict
         parts_of = list(pool.map(partial(_parts, config=config), known))
     for source, parts in zip(known, parts_of, strict=True):
         identity = _identity(source, config.identity_from)
+        vector = list(source.label) if isinstance(source.label, tuple) else None
         for index, (start_s, end_s) in enumerate(parts):
             suffix = f"-{index:03d}" if len(parts) > 1 else ""
             text = f"{source.sha256}|{settings}|{start_s}|{end_s}"
+            if vector is not None:
+                text += f"|{vector}"
             items.append(
                 {
                     "key": hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -160,6 +183,7 @@ def make_items(sources: Iterable[Source], config: PreprocessConfig) -> list[dict
                     "split": split_of(identity, config.val_fraction),
                     "start_s": start_s,
                     "end_s": end_s,
+                    "label": vector,
                 }
             )
     return items
@@ -195,7 +219,7 @@ def _parts(source: Source, config: PreprocessConfig) -> list[tuple[float, float 
 
 def _identity(source: Source, origin: str) -> str:
     if origin == "label":
-        if source.label is None:
+        if not isinstance(source.label, int):
             raise InputError(f"identity_from=label: {source.uri} has no class in a dataset.json")
         return f"class-{source.label:05d}"
     name = _name(source)

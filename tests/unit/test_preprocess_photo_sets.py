@@ -2,17 +2,23 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import nfs.face.clip as clip_module
 from nfs.artifacts import read_manifest
+from nfs.artifacts.export_photos import export_zip
+from nfs.artifacts.photo_sets import ZipPhotos, read_labels
 from nfs.artifacts.tables import read_table
+from nfs.cli import app
+from nfs.config.preprocess import PreprocessConfig
 from nfs.errors import InputError
 from nfs.face.align import middle_square
-from nfs.face.sources import class_labels, distinct, list_files
+from nfs.face.sources import class_labels, distinct, list_files, make_items
 from nfs.media.images import decode_jpeg, encode_jpeg, encode_png
 from tests.unit.face_fakes import SquareDetector, SquareLandmarks, picture
 from tests.unit.test_preprocess import SIZE, job
@@ -95,6 +101,53 @@ def test_a_folder_with_dataset_json_and_wrong_labels(tmp_path):
     (folder / "dataset.json").write_text(json.dumps({"labels": [[n, [0.5]] for n, _ in labels]}))
     with pytest.raises(InputError, match="no dataset"):
         class_labels([str(folder)])
+
+
+def test_label_vectors_come_back_in_an_exported_zip(tmp_path, photo_zip):
+    names = sorted(photos())
+    vectors = {name: [0.1 * index, -1.5, 3e-7 * index] for index, name in enumerate(names)}
+    with zipfile.ZipFile(tmp_path / "vectors.zip", "w") as archive:
+        for name, data in photos().items():
+            archive.writestr(name, data)
+        archive.writestr("dataset.json", json.dumps({"labels": list(vectors.items())}))
+    code, run = job(tmp_path, f"inputs=[{tmp_path / 'vectors.zip'}]")
+    assert code == 0
+    rows = clips_of(run / "clips")
+    for name, row in rows.items():  # refused photos, too
+        assert np.array_equal(np.float32(row["label"]), np.float32(vectors[name]))
+    target = tmp_path / "out.zip"
+    command = ["artifact", "export-zip", str(run / "clips"), str(target), "--resolution", "64"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "3 photos of 2 identities, labels: vectors" in done.output
+    facts = json.loads(zipfile.ZipFile(target).read("dataset.json"))
+    by_clip = {row["clip_id"]: row["label"] for row in rows.values()}
+    clip_of = {name: clip_id for name, clip_id, _ in facts["frames"]}
+    assert {name: by_clip[clip_of[name]] for name, _ in facts["labels"]} == dict(facts["labels"])
+    again = read_labels(ZipPhotos(str(target)))
+    assert again.shape == (3, 3)
+    done = CliRunner().invoke(app, [*command, "--identities"])
+    assert "labels: identities" in done.output
+    (tmp_path / "more.png").write_bytes(encode_png(picture(SIZE, [(64, 84, 44)])))
+    (tmp_path / "again").mkdir()
+    files = f"inputs=[{tmp_path / 'vectors.zip'}, {tmp_path / 'more.png'}]"
+    code, run = job(tmp_path / "again", files)
+    assert code == 0
+    rows = read_table(str(run / "clips"), "clips").to_pylist()
+    assert sorted(row["label"] is None for row in rows) == [False] * 5 + [True]
+    with pytest.raises(InputError, match=r"3 of 4 clips have label vectors, of \[3\] numbers"):
+        export_zip(str(run / "clips"), target, resolution=64)
+
+
+def test_a_changed_label_vector_is_another_unit(photo_zip):
+    sources, _ = distinct(list_files([str(photo_zip)]))
+    config = PreprocessConfig(inputs=["x"])
+
+    def keys(label):
+        return [i["key"] for i in make_items([replace(s, label=label) for s in sources], config)]
+
+    assert keys(None) == keys(3)
+    assert set(keys((1.0, 2.0))).isdisjoint(keys((1.0, 2.5)) + keys(None))
 
 
 def test_aligned_photos_are_kept_as_they_are(tmp_path):
