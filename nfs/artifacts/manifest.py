@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +21,8 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 # Bookkeeping of a running stage; not part of the finished artifact.
 TRANSIENT = ("inflight/", "failed/")
+# Files hashed at once: an object store answers slowly, but many at a time.
+_HASH_THREADS = 8
 
 
 class FileEntry(BaseModel):
@@ -83,6 +87,8 @@ def write_manifest(
         listed = [entry.path for entry in previous.files]
         discard_leftovers(store, listed, store.list(recursive=True))
     paths = [p for p in store.list(recursive=True) if p != MANIFEST and not p.startswith(TRANSIENT)]
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        files = list(pool.map(partial(file_entry, store), paths))
     manifest = Manifest(
         kind=kind,
         schema_version=SCHEMA_VERSION,
@@ -93,7 +99,7 @@ def write_manifest(
         parents=[read_manifest(parent).id for parent in parents],
         counts=dict(counts or {}),
         quarantined=[Quarantined(**entry) for entry in quarantined],
-        files=[file_entry(store, path) for path in paths],
+        files=files,
         extra=dict(extra or {}),
     )
     if previous is not None and _same_content(previous, manifest):

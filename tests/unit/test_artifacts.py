@@ -1,11 +1,14 @@
+import hashlib
 import json
 import os
+import threading
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import nfs.artifacts.manifest as manifest_module
 from nfs.artifacts import Store, read_manifest, verify, write_manifest
 from nfs.artifacts.tables import iter_clips, read_table
 from nfs.artifacts.units import MAX_DEATHS, MAX_DEATHS_EVER, UnitStage, run_units_here
@@ -41,6 +44,23 @@ def test_old_temporaries_of_killed_writers_are_deleted(tmp_path):
     assert [entry.path for entry in manifest.files] == ["a/x.bin"]
     assert young.exists()
     assert not old.exists()
+
+
+def test_files_are_hashed_side_by_side_and_listed_in_order(tmp_path, monkeypatch):
+    for name in "abcd":
+        Store(tmp_path).write_bytes(f"{name}.bin", name.encode())
+    together, entry_of = threading.Barrier(4, timeout=20), manifest_module.file_entry
+
+    def waiting(store, path):
+        together.wait()  # passes only when four threads are here
+        return entry_of(store, path)
+
+    monkeypatch.setattr(manifest_module, "file_entry", waiting)
+    manifest = write_manifest(str(tmp_path), kind="clips", config={})
+    assert [entry.path for entry in manifest.files] == ["a.bin", "b.bin", "c.bin", "d.bin"]
+    assert [entry.sha256 for entry in manifest.files] == [
+        hashlib.sha256(name.encode()).hexdigest() for name in "abcd"
+    ]
 
 
 def test_store_refuses_to_leave_its_root(tmp_path):
