@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs._bars import Bar, open_bar
 from jobs._run_directory import (
     CONFIG_FILE,
     NOT_IDENTITY,
@@ -35,8 +36,6 @@ from nfs.config.jobs import load_schema
 from nfs.errors import ConfigError, InputError, NfsError
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from nfs.tracking import Tracker
     from nfs.tracking.protocol import Status
 
@@ -79,23 +78,10 @@ class JobRun:
         return f"{absolute(artifacts).rstrip('/')}/{self.name}/{name}"
 
     @contextmanager
-    def progress(self, total: int, unit: str = "clips") -> Iterator[tqdm[Any]]:
-        """Show a progress bar on standard error."""
-        with self.bar(total, unit) as bar:
+    def progress(self, total: int, unit: str = "clips") -> Iterator[Bar]:
+        """Show progress on standard error: a bar, or lines where that is no terminal."""
+        with closing(open_bar(self.job, total, unit, quiet=self.quiet)) as bar:
             yield bar
-
-    def bar(self, total: int, unit: str) -> tqdm[Any]:
-        """Return a progress bar; the caller closes it."""
-        from tqdm import tqdm
-
-        return tqdm(
-            total=total,
-            unit=unit,
-            desc=self.job,
-            disable=self.quiet,
-            file=sys.stderr,
-            mininterval=0.5,
-        )
 
 
 def job_main(job: str, schema: str, argv: Sequence[str] | None = None) -> None:
@@ -283,7 +269,8 @@ def _watched(run: JobRun, *, relay: bool) -> Iterator[None]:
             if progress is None:
                 continue
             if bar is None:
-                bar = run.bar(progress.total, progress.unit)
+                total, unit, done = progress.total, progress.unit, progress.done
+                bar = open_bar(run.job, total, unit, initial=done, quiet=run.quiet)
             bar.n = progress.done
             bar.refresh()
         if bar is not None:

@@ -17,8 +17,8 @@ from jobs._launch import JobRun, job_main
 
 if TYPE_CHECKING:
     import numpy as np
-    from tqdm import tqdm
 
+    from jobs._bars import Bar
     from nfs.config.preprocess import PreprocessConfig
 
 logger = logging.getLogger("nfs.jobs")
@@ -93,7 +93,7 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     return {"metrics": metrics, "artifacts": {"clips": uri}}
 
 
-def _show(bar: tqdm[Any], result: Mapping[str, Any]) -> None:
+def _show(bar: Bar, result: Mapping[str, Any]) -> None:
     if result["status"] not in ("ok", "skipped"):
         logger.warning("left out: %s", result["error"])
     bar.update(1)

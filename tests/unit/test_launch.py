@@ -1,13 +1,16 @@
+import io
 import json
 import subprocess
 import sys
 import time
 import types
+from contextlib import closing
 
 import pytest
 from pydantic import Field
 
 from jobs import _launch
+from jobs._bars import ProgressLines, open_bar
 from nfs.artifacts import Store, write_manifest
 from nfs.config.base import JobConfig
 from nfs.errors import InputError
@@ -188,3 +191,71 @@ def test_ranks_above_zero_follow_under_torchrun(tmp_path, toy_job, capsys, monke
     (tmp_path / "runs" / "both" / "result.json").unlink()
     assert call(tmp_path, "--run-name", "both") == 0
     assert "toy_job: done" in capsys.readouterr().out
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def test_a_log_gets_few_plain_lines():
+    clock, stream = Clock(), io.StringIO()
+    # a resumed run: 6400 samples are done, then 32 in a second
+    bar = ProgressLines("train", 12_800, "samples", stream=stream, clock=clock)
+    bar.n = 6400
+    bar.refresh()
+    for _ in range(100):
+        clock.now_s += 1.0
+        bar.n += 32
+        bar.refresh()
+    bar.close()
+    bar.close()
+    assert stream.getvalue().splitlines() == [
+        "train: 7360 of 12800 samples, 57 %, 32 samples/s, 3 min left",
+        "train: 8320 of 12800 samples, 65 %, 32 samples/s, 2 min left",
+        "train: 9280 of 12800 samples, 72 %, 32 samples/s, 2 min left",
+        "train: 9600 of 12800 samples, 75 %, 32 samples/s, 2 min left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "text"), [(45, "45 s"), (100, "2 min"), (3_000, "50 min"), (7_500, "2 h 05 min")]
+)
+def test_the_time_that_is_left(left_s, text):
+    clock, stream = Clock(), io.StringIO()
+    bar = ProgressLines("toy", 30 + left_s, "clips", stream=stream, clock=clock)
+    for _ in range(31):
+        clock.now_s += 1.0
+        bar.n += 1
+        bar.refresh()
+    assert stream.getvalue().endswith(f", 1 clips/s, {text} left\n")
+
+
+def test_bars_are_for_terminals(monkeypatch, capsys):
+    with closing(open_bar("toy", 2, "clips")) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == "toy: 2 of 2 clips, 100 %\n"
+    with closing(open_bar("toy", 2, "clips", quiet=True)) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with closing(open_bar("toy", 9, "clips", initial=7)) as bar:
+        bar.refresh()
+    shown = capsys.readouterr().err
+    assert "\r" in shown
+    assert "7/9" in shown
+
+
+def test_progress_of_workers_is_shown_as_a_line(tmp_path, toy_job, capsys, monkeypatch):
+    from nfs.runtime.progress import report_progress
+
+    def run(config, job):
+        report_progress(job.directory, 5, 10, "samples")
+        time.sleep(1.3)
+        return {}
+
+    toy_job.run = run
+    assert call(tmp_path) == 0
+    assert capsys.readouterr().err.splitlines() == ["toy_job: 5 of 10 samples, 50 %"]
