@@ -28,7 +28,7 @@ from nfs.perceptual.dlib_face import DlibDistance
 from nfs.perceptual.extractors import FeatureExtractor, build_extractor
 from nfs.runtime.memory import peak_memory
 from nfs.runtime.seeding import derive_seed
-from nfs.stylenerf.export import KIND, load_generator
+from nfs.stylenerf.export import KIND, growth_stage, load_generator
 from nfs.stylenerf.image_builders import open_images
 from nfs.stylenerf.orbits import orbit_rows
 from nfs.stylenerf.portrayal import describe_subject
@@ -57,15 +57,26 @@ class Evaluated:
         self.config, self.device = config, torch.device(device)
 
     @cached_property
-    def spec(self) -> GeneratorSpec:
-        """Sizes of the generator."""
+    def model(self) -> dict[str, Any]:
+        """Content of the checkpoint's `model.json`."""
         model = read_model(self.config.checkpoint)
         if model.get("kind") != KIND:
             raise ArtifactError(
                 f"checkpoint={self.config.checkpoint}: holds a {model.get('kind')!r} model, "
                 f"need {KIND!r}"
             )
-        return GeneratorSpec.from_dict(model["generator"])
+        return model
+
+    @cached_property
+    def spec(self) -> GeneratorSpec:
+        """Sizes of the generator."""
+        return GeneratorSpec.from_dict(self.model["generator"])
+
+    @property
+    def alpha(self) -> float:
+        """Growth stage that is rendered."""
+        asked = self.config.alpha
+        return growth_stage(self.model) if asked is None else asked
 
     @cached_property
     def gallery(self) -> Gallery:
@@ -73,7 +84,7 @@ class Evaluated:
         config = self.config
         generator = load_generator(config.checkpoint, ema=config.weights == "ema")
         generator.to(self.device).requires_grad_(False)
-        return Gallery(generator, seed=config.seed, alpha=config.alpha, labels=self._labels())
+        return Gallery(generator, seed=config.seed, alpha=self.alpha, labels=self._labels())
 
     @cached_property
     def images(self) -> TrainingImages:
@@ -121,7 +132,7 @@ class Evaluated:
                     "network": [self.features.names.frechet, self.features.checksum],
                 }
             )
-        facts: dict[str, Any] = {"weights": self._weights_digest(), "alpha": config.alpha}
+        facts: dict[str, Any] = {"weights": self._weights_digest(), "alpha": self.alpha}
         if kind == GENERATED:
             facts["network"] = [self.features.names.frechet, self.features.checksum]
         if kind == VIEWS:

@@ -89,8 +89,8 @@ class EvaluateConfig(JobConfig):
     """Frames of one turn of the camera."""
     orbit_fps: float = Field(24.0, gt=0)
     """Frames per second."""
-    alpha: float = Field(1.0, ge=0, le=1)
-    """Growth stage that is rendered; below 1 only for a training that ended before its growth."""
+    alpha: float | None = Field(None, ge=0, le=1)
+    """Growth stage that is rendered; null: that of the checkpoint."""
     batch_size: int = Field(8, ge=1)
     """Images rendered or described at once."""
     images_per_unit: int = Field(256, ge=1)

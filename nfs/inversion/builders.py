@@ -16,6 +16,7 @@ from nfs.arcface import ArcfaceDistance
 from nfs.artifacts import Store
 from nfs.artifacts.manifest import MANIFEST
 from nfs.config.invert import InvertConfig
+from nfs.errors import InputError
 from nfs.inversion.calibration import Calibration, calibrate
 from nfs.inversion.case import Case
 from nfs.inversion.evaluation import Latent
@@ -60,6 +61,12 @@ class Inversion:
 def build_case(config: InvertConfig, device: torch.device) -> Case:
     """Load the generator, the frames and the backends of a configuration."""
     generator = load_generator(config.checkpoint).to(device).eval().requires_grad_(False)
+    grown_px = generator.stage(generator.alpha).image_resolution
+    if grown_px < generator.img_resolution:
+        raise InputError(
+            f"checkpoint={config.checkpoint}: saved at growth stage {generator.alpha:g}, "
+            f"its images have {grown_px} of {generator.img_resolution} px; finish its growth"
+        )
     frames, held_out = _load(config, generator)
     distance = build_distance(config.perceptual, _arcface(config))
     distance.to(device)

@@ -24,6 +24,7 @@ def export_generator(
     discriminator: Discriminator | None = None,
     card: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    alpha: float = 1.0,
 ) -> None:
     """Write a checkpoint directory.
 
@@ -34,8 +35,9 @@ def export_generator(
         discriminator: For fine-tuning elsewhere.
         card: Facts for `card.md`, e.g. data and configuration.
         origin: For an imported one: plain facts about the original, kept in `model.json`.
+        alpha: Growth stage in [0, 1] of the weights, kept in `model.json`.
     """
-    model: dict[str, Any] = {"kind": KIND, "generator": generator.spec.to_dict()}
+    model: dict[str, Any] = {"kind": KIND, "generator": generator.spec.to_dict(), "alpha": alpha}
     if origin is not None:
         model["origin"] = dict(origin)
     if discriminator is not None:
@@ -55,6 +57,8 @@ def export_generator(
 def load_generator(directory: str | Path, *, ema: bool = True) -> Generator:
     """Return the generator of a checkpoint directory, in eval mode on the CPU.
 
+    It renders at the growth stage of the checkpoint where none is asked for.
+
     Args:
         directory: Written by `export_generator` or `jobs.train_stylenerf`.
         ema: Prefer the averaged weights.
@@ -64,11 +68,17 @@ def load_generator(directory: str | Path, *, ema: bool = True) -> Generator:
     """
     model = _model(directory)
     generator = Generator(GeneratorSpec.from_dict(model["generator"]))
+    generator.alpha = growth_stage(model)
     try:
         generator.load_state_dict(read_weights(directory, ema=ema), strict=True)
     except RuntimeError as error:
         raise ArtifactError(f"{directory}: weights do not fit model.json: {error}") from error
     return generator.eval()
+
+
+def growth_stage(model: Mapping[str, Any]) -> float:
+    """Return the growth stage in a checkpoint's `model.json`; 1 where it says none."""
+    return float(model.get("alpha", 1.0))
 
 
 def load_discriminator(directory: str | Path) -> Discriminator:

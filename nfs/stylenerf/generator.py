@@ -28,7 +28,7 @@ from nfs.stylenerf.scene import Scene, render_rays, with_code
 from nfs.stylenerf.schedule import Stage, stage
 from nfs.stylenerf.spec import GeneratorSpec
 from nfs.stylenerf.synthesis import LayerOptions, Noise
-from nfs.stylenerf.upsampler import Upsampler
+from nfs.stylenerf.upsampler import Upsampler, framed
 
 __all__ = ["FeatureEdit", "Generator", "RenderOptions", "Rendering"]
 
@@ -46,6 +46,8 @@ class Generator(nn.Module):
 
     recompute_field = False
     """Compute the fields' hidden states again in the backward pass instead of keeping them."""
+    alpha = 1.0
+    """Growth stage that is rendered where `RenderOptions` names none: that of the checkpoint."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -205,6 +207,9 @@ class Generator(nn.Module):
             ValueError: If a shape does not fit; the message names the argument.
         """
         options = options or RenderOptions()
+        if options.alpha is None:
+            options = replace(options, alpha=self.alpha)
+        assert options.alpha is not None
         self._check(ws, cam2world, background_code)
         active = self.stage(options.alpha)
         if active.fade is not None and options.fade is not None:
@@ -231,7 +236,7 @@ class Generator(nn.Module):
         along = volume.scene_depths(result.depths, self.spec.depth_range, self.spec.depth_warp)
         depth = (result.weights * along).sum(dim=-1) + (1 - opacity) * self.spec.depth_range[1]
         return Rendering(
-            image=self._framed(image),
+            image=framed(image, self.spec.rectangle, self.img_resolution),
             image_low=image_low,
             features=features,
             depth=depth.reshape(batch, 1, size, size),
@@ -388,12 +393,3 @@ class Generator(nn.Module):
             previous = F.interpolate(previous, size=size, mode="bilinear", align_corners=False)
             image = previous * (1 - active.fade) + image * active.fade
         return image
-
-    def _framed(self, image: Tensor) -> Tensor:
-        if self.spec.rectangle is None:
-            return image
-        size = image.shape[-1]
-        kept_sides = (side * size // self.img_resolution for side in self.spec.rectangle)
-        top, left = ((size - side) // 2 for side in kept_sides)
-        kept = image[:, :, top : size - top, left : size - left]
-        return F.pad(kept, (left, left, top, top), value=-1.0)

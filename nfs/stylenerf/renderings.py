@@ -20,8 +20,8 @@ FeatureEdit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class RenderOptions:
     """What a rendering changes from the plain image of a camera."""
 
-    alpha: float = 1.0
-    """Growth stage in [0, 1], or -1: everything active, no curriculum."""
+    alpha: float | None = None
+    """Growth stage in [0, 1], or -1: everything active, no curriculum; None: the generator's."""
     background_cam2world: Tensor | None = None
     """`[B, 4, 4]` camera of the background alone, e.g. `Generator.frozen_background_camera`."""
     point_warp: PointWarp | None = None

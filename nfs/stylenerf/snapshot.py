@@ -65,6 +65,11 @@ class Snapshot:
         found = _KIMG.match(self.path.name)
         return int(found[1]) if found else None
 
+    @property
+    def generator(self) -> OriginalNetwork:
+        """The averaged generator, else G."""
+        return self.networks.get("G_ema") or self.networks["G"]
+
     def summary(self) -> dict[str, Any]:
         """Return its content as plain values, without tensors."""
         return {
@@ -152,6 +157,8 @@ def import_snapshot(path: str | Path, directory: str | Path) -> Snapshot:
         discriminator=built.get("D"),
         card=_facts(snapshot),
         origin=_origin(snapshot),
+        # -1 stands for no growth in the original.
+        alpha=abs(snapshot.generator.alpha),
     )
     return snapshot
 
@@ -163,8 +170,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 def read_generator(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return state dict and options of a snapshot's averaged generator, else of its G."""
-    networks = read_snapshot(path).networks
-    network = networks.get("G_ema") or networks["G"]
+    network = read_snapshot(path).generator
     return network.state_dict, network.options
 
 
@@ -212,14 +218,13 @@ def _augmentation(pipe: object) -> tuple[float | None, tuple[str, ...]]:
 
 
 def _origin(snapshot: Snapshot) -> dict[str, Any]:
-    generator = snapshot.networks.get("G_ema") or snapshot.networks["G"]
     with snapshot.path.open("rb") as stream:
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "file": snapshot.path.name,
         "sha256": checksum,
         "kimg": snapshot.kimg,
-        "alpha": generator.alpha,
+        "alpha": snapshot.generator.alpha,
         "augment_p": snapshot.augment_p,
         "augmentations": list(snapshot.augmentations),
         "options": {name: network.options for name, network in snapshot.networks.items()},
@@ -227,10 +232,9 @@ def _origin(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _facts(snapshot: Snapshot) -> dict[str, Any]:
-    generator = snapshot.networks.get("G_ema") or snapshot.networks["G"]
     facts: dict[str, Any] = {
         "imported from": snapshot.path.name,
-        "growth stage": f"alpha {generator.alpha:g}",
+        "growth stage": f"alpha {snapshot.generator.alpha:g}",
     }
     if snapshot.kimg is not None:
         facts["images seen"] = 1000 * snapshot.kimg

@@ -97,6 +97,7 @@ class StyleNerfTask:
         self.D_ema = Ema(self.D) if settings.discriminator_ema else None
         self.pl_mean = torch.zeros((), device=self.device)
         self.augment = AdaptiveAugment(settings.augment, settings.batch_size, self.device)
+        self.alpha = settings.alpha(0)
         if self.G.camera_head is not None:
             # An explicit camera always wins in training, so nothing would train it.
             self.G.camera_head.requires_grad_(False)
@@ -143,6 +144,7 @@ class StyleNerfTask:
             if settings.r1_gamma > 0 and settings.due(samples_seen, settings.r1_interval):
                 metrics |= self.discriminator_r1(rounds, samples_seen)
         self._follow(metrics, samples_seen)
+        self.alpha = settings.alpha(samples_seen + settings.batch_size)
         resolution = self.G.stage(now.alpha).image_resolution
         return metrics | {
             "growth/alpha": torch.tensor(settings.alpha(samples_seen)),
@@ -176,6 +178,7 @@ class StyleNerfTask:
             "D_optimizer": self.d.optimizer.state_dict(),
             "pl_mean": self.pl_mean,
             "augment": self.augment.state_dict(),
+            "alpha": self.alpha,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,15 +192,17 @@ class StyleNerfTask:
         self.d.optimizer.load_state_dict(state["D_optimizer"])
         self.pl_mean = state["pl_mean"].to(self.device)
         self.augment.load_state_dict(state["augment"])
+        self.alpha = state.get("alpha", 1.0)
 
     def export(self, directory: Path) -> None:
-        """Write G, G_ema and D as a checkpoint directory."""
+        """Write G, G_ema and D as a checkpoint directory, with their growth stage."""
         export_generator(
             directory,
             self.G,
             ema=_generator(self.G_ema.module),
             discriminator=self.D,
             card=self.card,
+            alpha=self.alpha,
         )
 
     def _moment(self, samples_seen: int) -> _Moment:

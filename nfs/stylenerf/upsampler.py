@@ -5,6 +5,7 @@ Legend: B batch, C channels, R resolution. Formulas: spec/stylenerf.md 2.2.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nfs.stylenerf.synthesis import LayerOptions, Noise, SynthesisBlock
 
@@ -102,3 +103,19 @@ class Upsampler(nn.Module):
         block = self.blocks[str(resolution)]
         assert isinstance(block, SynthesisBlock)
         return block
+
+
+def framed(image: Tensor, rectangle: tuple[int, int] | None, full_px: int) -> Tensor:
+    """Return `[B, C, H, H]` black outside the middle `rectangle`; None: all of it is kept.
+
+    Args:
+        image: Of any growth stage.
+        rectangle: Height and width at full size, in pixels.
+        full_px: Side of the full image.
+    """
+    if rectangle is None:
+        return image
+    size = image.shape[-1]
+    top, left = ((size - side * size // full_px) // 2 for side in rectangle)
+    kept = image[:, :, top : size - top, left : size - left]
+    return F.pad(kept, (left, left, top, top), value=-1.0)

@@ -44,13 +44,13 @@ class Gallery:
     Args:
         generator: In eval mode.
         seed: Another seed, other subjects.
-        alpha: Growth stage.
+        alpha: Growth stage; None: the generator's.
         labels: `[M, c_dim]` labels that the subjects get in turn, for a conditional generator.
     """
 
     generator: Generator
     seed: int = 0
-    alpha: float = 1.0
+    alpha: float | None = None
     labels: Tensor | None = None
 
     def subjects(self, indices: range) -> Subject:

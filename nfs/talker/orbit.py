@@ -3,6 +3,7 @@
 Legend: K subjects, T frames, R image side in pixels.
 """
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from nfs.talker.builders import device_of, orbit_cameras_of
 from nfs.talker.finish import add_watermark, resize_frame
 from nfs.talker.video import spread, stored_frames, write_sheet
 from nfs.talker.work import RENDERED, ROWS
+from nfs.training.checkpoint import EMA, MODEL, WEIGHTS
 
 DEPTHS = "depths"
 DEPTH_VIDEO = "depth.mp4"
@@ -103,12 +105,15 @@ def num_frames(config: RenderConfig) -> int:
 
 
 def mark(config: RenderConfig) -> str:
-    """Identify everything that decides the pictures."""
+    """Identify everything that decides the pictures: settings and the content of the weights.
+
+    The manifest of an identity holds the checksums of all its files.
+    """
     content = {k: v for k, v in config.tree().items() if k not in NOT_CONTENT}
     store = Store(config.identity)
     files = {
-        name: tree_hash({"bytes": store.read_bytes(name).hex()})
-        for name in (MANIFEST, "model.json")
+        name: hashlib.sha256(store.read_bytes(name)).hexdigest()
+        for name in (MANIFEST, MODEL, WEIGHTS, EMA)
         if store.exists(name)
     }
     return tree_hash({"settings": content, "files": files})

@@ -107,6 +107,18 @@ def test_other_weights_make_other_units(inputs, tmp_path):
     assert found.mark(_evaluation.REAL) == other.mark(_evaluation.REAL)
 
 
+def test_the_growth_stage_is_the_checkpoint_s_or_the_configured_one(inputs, tmp_path):
+    export_generator(tmp_path / "half", generator(), alpha=0.5)
+    half = _evaluation.Evaluated(config(inputs, tmp_path, checkpoint=str(tmp_path / "half")))
+    assert half.gallery.alpha == 0.5
+    whole = _evaluation.Evaluated(config(inputs, tmp_path))
+    assert whole.gallery.alpha == 1.0
+    asked = _evaluation.Evaluated(config(inputs, tmp_path, alpha=0.5))
+    assert asked.gallery.alpha == 0.5
+    assert asked.mark(_evaluation.VIEWS) == half.mark(_evaluation.VIEWS)
+    assert asked.mark(_evaluation.VIEWS) != whole.mark(_evaluation.VIEWS)
+
+
 def test_wrong_inputs_are_named(inputs, tmp_path):
     write_checkpoint(tmp_path / "audio", {"a": torch.zeros(1)}, model={"kind": "audio2exp"})
     with pytest.raises(ArtifactError, match="holds a 'audio2exp' model, need 'stylenerf'"):

@@ -9,7 +9,7 @@ from jobs._launch import launch, run_command
 from nfs.artifacts import read_manifest, verify
 from nfs.config.base import ConfigError
 from nfs.config.invert import InvertConfig
-from nfs.errors import ArtifactError
+from nfs.errors import ArtifactError, InputError
 from nfs.inversion import load_identity, search_trial
 from nfs.inversion.calibration import calibrate, shifted_copy
 from nfs.inversion.evaluation import Latent, reproduce
@@ -65,6 +65,13 @@ def test_the_job_writes_an_identity_that_renders_the_same(tree):
     assert len(losses["projection"]) == 4
     for name in ("preview", "frames", "held_out"):
         assert Path(uri, f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_generator_in_the_middle_of_its_growth_is_refused(tree):
+    file = Path(tree["checkpoint"], "model.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"alpha": 0.0}))
+    with pytest.raises(InputError, match=r"growth stage 0, its images have 8 of 16 px"):
+        launch("invert", config_of(tree), quiet=True)
 
 
 def test_an_interrupted_job_continues_to_the_same_identity(tree, tmp_path, monkeypatch):

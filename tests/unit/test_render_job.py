@@ -17,9 +17,10 @@ from nfs.geometry.cameras import face_rotation_to_cam2world
 from nfs.inversion.identity import Extras, Identity, save_identity
 from nfs.morphable.coefficients import Coefficients
 from nfs.morphable.loading import load_model
-from nfs.stylenerf.generator import Generator
+from nfs.stylenerf.export import export_generator
+from nfs.stylenerf.generator import Generator, RenderOptions
 from nfs.stylenerf.spec import GeneratorSpec
-from nfs.talker import artifact
+from nfs.talker import artifact, orbit
 from nfs.talker.builders import build_plan, build_renderer, load_inputs
 from nfs.talker.plane import circle_cameras, world_to_plane
 from nfs.talker.work import RenderFrames
@@ -325,6 +326,28 @@ def test_an_orbit_of_a_checkpoint_shows_several_faces(inputs, tmp_path):
     assert frames[0].shape == (32, 96, 3)
     first, second = frames[0][:, :32].astype(int), frames[0][:, 32:64].astype(int)
     assert np.abs(first - second).mean() > 0.5
+
+
+def test_an_orbit_follows_the_weights_and_their_growth_stage(inputs, tmp_path):
+    torch.manual_seed(1)
+    first, second = (Generator(SPEC) for _ in range(2))
+    marks, folder = [], tmp_path / "checkpoint"
+    config = _config(inputs, tmp_path, **{**ORBIT, "identity": str(folder)})
+    for generator, alpha in ((first, 1.0), (first, 0.5), (second, 0.5), (second, 0.5)):
+        export_generator(folder, generator, ema=generator, alpha=alpha)
+        marks.append(orbit.mark(config))
+    assert marks[2] == marks[3]
+    assert len(set(marks)) == 3
+    subjects = orbit.load_subjects(config, "cpu")
+    found = subjects.render(subjects.cam2world).image
+    options = RenderOptions(alpha=0.5)
+    ws, code = subjects.ws, subjects.background_code
+    cameras = subjects.cam2world.expand(len(ws), 4, 4)
+    with torch.no_grad():
+        middle = second.eval().synthesis(ws, cameras, background_code=code, options=options).image
+        full = second.synthesis(ws, cameras, background_code=code).image
+    assert torch.equal(found, middle)
+    assert found.shape != full.shape or not torch.equal(found, full)
 
 
 def test_circling_cameras_keep_roll_distance_and_target():

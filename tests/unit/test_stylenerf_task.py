@@ -1,5 +1,6 @@
 """The training task and its parts: settings, losses, steps, growth, resume, checkpoint."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nfs.stylenerf.losses import lazy_adam, r1_penalty
 from nfs.stylenerf.settings import GanSettings
 from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.task import StyleNerfTask
+from nfs.stylenerf.views import Gallery
 from tests.stylenerf_tiny import D_SPEC, TINY
 
 SPEC = TINY
@@ -176,6 +178,29 @@ def test_evaluation_and_checkpoint_round_trip(tmp_path):
     assert Generator.from_checkpoint(tmp_path).spec == SPEC
     assert load_discriminator(tmp_path).spec == D_SPEC
     assert "Ask before you show them" in (tmp_path / "card.md").read_text()
+
+
+def test_a_checkpoint_is_rendered_at_its_growth_stage(tmp_path):
+    task = make_task(replace(SETTINGS, growth_start_kimg=0.002, growth_end_kimg=0.01))
+    task.export(tmp_path / "untrained")
+    assert load_generator(tmp_path / "untrained").alpha == 0.0
+    step(task, 0)
+    step(task, 2)
+    task.export(tmp_path / "middle")
+    resumed = make_task(task.settings)
+    resumed.load_state_dict(task.state_dict())
+    resumed.export(tmp_path / "resumed")
+    for name in ("middle", "resumed"):
+        assert load_generator(tmp_path / name).alpha == pytest.approx(0.25)
+    generator = load_generator(tmp_path / "middle")
+    found = Gallery(generator).views(0).image
+    assert torch.equal(found, Gallery(generator, alpha=0.25).views(0).image)
+    assert not torch.equal(found, Gallery(generator, alpha=1.0).views(0).image)
+    # Checkpoints of before have no stage.
+    model = json.loads((tmp_path / "middle" / "model.json").read_text())
+    del model["alpha"]
+    (tmp_path / "middle" / "model.json").write_text(json.dumps(model))
+    assert load_generator(tmp_path / "middle").alpha == 1.0
 
 
 def test_damaged_checkpoints_are_named(tmp_path):
