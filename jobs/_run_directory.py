@@ -20,7 +20,7 @@ from nfs.errors import InputError
 
 RUN_FILE, RESULT_FILE, CONFIG_FILE = "run.json", "result.json", "config.yaml"
 # Settings that do not change what a run computes; two commands that differ here are the same run.
-NOT_IDENTITY = ("storage", "launch", "tracking", "artifacts", "shard_mb", "best")
+NOT_IDENTITY = ("storage", "launch", "tracking", "artifacts", "shard_mb", "best", "states")
 
 
 @contextmanager

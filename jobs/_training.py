@@ -24,11 +24,16 @@ def train_job(
         parents: Artifacts that the training reads.
     """
     from jobs._launch import torchrun_rank
+    from jobs._run_directory import absolute
     from nfs.artifacts import write_manifest
     from nfs.runtime import run_training
     from nfs.training.best import BEST
 
-    metrics = run_training(worker, config.tree(), config.launch, job.directory, job.tracker)
+    states = None
+    if config.states is not None:
+        # The settings are in the name: states of another configuration are never taken up.
+        states = f"{absolute(config.states).rstrip('/')}/{job.name}-{job.config_hash}"
+    metrics = run_training(worker, config.tree(), config.launch, job.directory, job.tracker, states)
     if torchrun_rank() > 0:
         return {"metrics": metrics}
     artifacts = {"checkpoint": job.output("checkpoint")}

@@ -66,3 +66,25 @@ class NonFiniteError(NfsError):
     def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[str, float, str]]:
         """Travel between processes with all arguments."""
         return NonFiniteError, (self.term, self.value, self.where)
+
+
+def own_error(error: BaseException) -> NfsError:
+    """Return the NfsError that a failed Ray run carries, so that its message and exit code survive.
+
+    Args:
+        error: What Ray raised; causes and the failures of workers (`worker_failures`) are searched.
+    """
+    seen: list[BaseException | None] = [error]
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        seen += list(failures.values())
+    while seen:
+        current = seen.pop()
+        if current is None:
+            continue
+        cause = getattr(current, "cause", None)
+        for candidate in (cause, current):  # Ray's own error may pose as its cause
+            if isinstance(candidate, NfsError):
+                return candidate
+        seen += [current.__cause__, cause if isinstance(cause, BaseException) else None]
+    return NfsError(f"the Ray run failed: {error}")

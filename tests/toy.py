@@ -149,3 +149,29 @@ def line_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 
         task.train_step = crashing  # type: ignore[method-assign]
     return train(task, LineDataset(), settings, context)
+
+
+def state_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Save one state whose writing waits until the training has gone on; what was there before."""
+    latest, went_on = context.latest(), context.directory / "went-on"
+
+    def write(folder: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not went_on.exists():
+            assert time.monotonic() < deadline, "the training waits for the state"
+            time.sleep(0.02)
+        (folder / "whole").write_text("half")
+        if tree.get("fails"):
+            raise OSError("the disk is full")
+        (folder / "whole").write_text(tree["text"])
+
+    context.save(write, {}, lambda folder: (folder / f"part-{context.rank}").touch())
+    if context.rank == 0:
+        went_on.touch()
+    context.settle()
+    record = context.directory / "states" / "checkpoint_manager_snapshot.json"
+    return {
+        "before": sorted(p.name for p in latest.iterdir()) if latest else [],
+        "text": (latest / "whole").read_text() if latest else "",
+        "committed": record.exists(),
+    }

@@ -93,12 +93,9 @@ class Store:
             ArtifactError: If the file is missing.
         """
         digest = hashlib.sha256()
-        try:
-            with self._fs.open_input_stream(self._path(path)) as stream:
-                while part := stream.read(_PART_BYTES):
-                    digest.update(part)
-        except FileNotFoundError:
-            raise ArtifactError(f"{self.uri}: {path} is missing") from None
+        with self.open_input(path) as stream:
+            while part := stream.read(_PART_BYTES):
+                digest.update(part)
         return digest.hexdigest()
 
     @contextmanager
@@ -121,6 +118,20 @@ class Store:
                     yield stream
         except OSError as error:
             raise _cannot_write(target, error) from error
+
+    @contextmanager
+    def open_input(self, path: str) -> Iterator[Any]:
+        """Open a file for reading in parts.
+
+        Raises:
+            ArtifactError: If the file is missing.
+        """
+        try:
+            stream = self._fs.open_input_stream(self._path(path))
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.uri}: {path} is missing") from None
+        with stream:
+            yield stream
 
     def write_table(self, path: str, table: pa.Table, row_group_size: int = 32) -> None:
         """Write one parquet file atomically."""
@@ -151,6 +162,19 @@ class Store:
         """Delete a file inside this store; absent is fine."""
         if self.exists(path):
             self._fs.delete_file(self._path(path))
+
+    def list_folders(self) -> tuple[str, ...]:
+        """Return the sorted names of the folders at the top; empty when there is nothing."""
+        selector = fs.FileSelector(self._path(""), allow_not_found=True)
+        infos = self._info_of(selector)
+        return tuple(sorted(i.base_name for i in infos if i.type == fs.FileType.Directory))
+
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder inside this store with all that is in it; absent is fine."""
+        if not path:
+            raise ValueError(f"{self.uri}: the store itself is never deleted")
+        with suppress(FileNotFoundError):
+            self._fs.delete_dir(self._path(path))
 
     def delete_partial(self, min_age_s: float = 3600.0) -> None:
         """Delete temporary files that killed writers left; younger ones may still be written.

@@ -255,6 +255,9 @@ class TrainingConfig(JobConfig):
     """Samples between evaluations."""
     checkpoint_every: int = Field(ge=1)
     """Samples between saved states."""
+    states: str | None = None
+    """Folder or URI (`s3://bucket/folder`) under which states are kept, for machines that may not
+    come back: the same command on another one goes on from there. Null: in the run directory."""
     best: BestConfig | None = None
     """Keep the model of the best evaluation as `best/` of the run, beside the last one in
     `checkpoint/`; null keeps the last alone."""

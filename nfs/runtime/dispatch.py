@@ -62,6 +62,7 @@ def run_training(
     launch: LaunchConfig,
     directory: Path,
     tracker: Tracker,
+    states: str | None = None,
 ) -> dict[str, Any]:
     """Run a training worker on every rank and return rank 0's final metrics.
 
@@ -71,14 +72,15 @@ def run_training(
         launch: Here (or under torchrun), or on Ray Train workers.
         directory: Directory of the run, reachable from every worker.
         tracker: The run's tracker.
+        states: Folder or URI for the run's states; null: in its directory.
     """
     if launch.kind == "local":
         from nfs.runtime.local import LocalContext
 
-        return worker(tree, LocalContext(directory, tracker))
+        return worker(tree, LocalContext(directory, tracker, states=states))
     from nfs.runtime.ray_backend import run_training_on_ray
 
-    return run_training_on_ray(worker, tree, launch, directory, tracker)
+    return run_training_on_ray(worker, tree, launch, directory, tracker, states)
 
 
 def stream_on_ray(

@@ -21,6 +21,7 @@ from nfs.runtime.collectives import (
     pick_device,
     wrap_ddp,
 )
+from nfs.runtime.state_mirror import METRICS_FILE, StateMirror
 from nfs.tracking.null import NullTracker
 from nfs.tracking.protocol import Tracker
 
@@ -34,6 +35,8 @@ class LocalContext:
         directory: Directory of the run.
         tracker: Records the run on rank 0.
         on_report: Called with the metrics of each evaluation; False stops the run.
+        states: Folder or URI where copies of the states are kept; a run that finds none in its
+            directory goes on from there.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class LocalContext:
         directory: Path,
         tracker: Tracker,
         on_report: Callable[[Mapping[str, float]], bool] | None = None,
+        states: str | None = None,
     ):
         self.rank, self.world_size = init_from_environment()
         self.device = pick_device()
@@ -48,6 +52,7 @@ class LocalContext:
         self.tracker: Tracker = tracker if self.rank == 0 else NullTracker()
         self._on_report = on_report
         self._states = directory / "states"
+        self._mirror = None if states is None else StateMirror(states)
         self._writing: Future[None] | None = None
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -104,9 +109,11 @@ class LocalContext:
     ) -> None:
         temporary.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        (temporary / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        (temporary / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
         number = self._numbers()[-1] + 1 if self._numbers() else 0
         temporary.rename(self._states / f"{number:06d}")
+        if self._mirror is not None:
+            self._mirror.put(number, self._states / f"{number:06d}", KEEP_STATES)
         for old in self._numbers()[:-KEEP_STATES]:
             shutil.rmtree(self._states / f"{old:06d}")
         for torn in self._states.glob(".*.tmp"):  # of a killed process
@@ -114,8 +121,19 @@ class LocalContext:
 
     def latest(self) -> Path | None:
         """Return the newest committed state."""
+        if self._mirror is not None:
+            if self.rank == 0:
+                self._fetch(self._mirror)
+            self.barrier()
         numbers = self._numbers()
         return self._states / f"{numbers[-1]:06d}" if numbers else None
+
+    def _fetch(self, mirror: StateMirror) -> None:
+        """Copy the mirror's newest state into the run directory if it is newer than all there."""
+        there, here = mirror.numbers(), self._numbers()
+        if there and (not here or there[-1] > here[-1]):
+            self._states.mkdir(parents=True, exist_ok=True)
+            mirror.get(there[-1], self._states / f"{there[-1]:06d}")
 
     def report(self, metrics: Mapping[str, float]) -> bool:
         """Pass an evaluation on to the supervisor, if any."""

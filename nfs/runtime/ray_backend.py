@@ -31,9 +31,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
+from nfs.artifacts import Store
 from nfs.artifacts.units import MAX_ERRORS, Item, UnitReport, UnitStage, UnitWork
 from nfs.config.base import LaunchConfig
-from nfs.errors import InputError, NfsError
+from nfs.errors import InputError, own_error
 from nfs.runtime.collectives import average_over_ranks, mean_over_ranks, pick_device, wrap_ddp
 from nfs.runtime.context import WorkerContext
 from nfs.tracking.null import NullTracker
@@ -43,6 +44,7 @@ from nfs.tracking.protocol import Tracker, TrackerSpec
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 300_000_000
+STATES = "states"  # folder of a Ray Train run in the run directory
 # Tasks of a stage; more units share tasks, because planning and tracking cost time and memory each.
 _MAX_TASKS = 4096
 # Numbers per data set and per task of `stream_with_actors`.
@@ -149,7 +151,7 @@ def run_function_on_ray(
     try:
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
-        raise _own_error(error) from error
+        raise own_error(error) from error
 
 
 class _RowActor:
@@ -209,7 +211,7 @@ def stream_with_actors(
             for batch in batches:
                 yield {k: v if v.flags.writeable else v.copy() for k, v in batch.items()}
         except ray.exceptions.RayError as error:
-            raise _own_error(error) from error
+            raise own_error(error) from error
         finally:
             batches.close()
 
@@ -217,13 +219,15 @@ def stream_with_actors(
 class RayContext:
     """One rank of a Ray Train run; states are Ray checkpoints."""
 
-    def __init__(self, directory: Path, spec: TrackerSpec):
+    def __init__(self, directory: Path, states: str, spec: TrackerSpec):
         inner = ray.train.get_context()
         self.rank, self.world_size = inner.get_world_rank(), inner.get_world_size()
         self.device = pick_device()
         self.directory = directory
         self.tracker: Tracker = attach_tracker(spec) if self.rank == 0 else NullTracker()
         self._unpacked: Path | None = None
+        if self.rank == 0:
+            self._remove_torn(Store(states))
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Move a module to the device; synchronise gradients when there are several ranks."""
@@ -248,22 +252,39 @@ class RayContext:
         metrics: Mapping[str, Any],
         write_part: Callable[[Path], None] | None = None,
     ) -> None:
-        """Report a checkpoint; Ray uploads it to the run's storage and keeps the newest two.
+        """Report a checkpoint that a thread of Ray writes and uploads; the newest two are kept.
 
-        Files that several ranks report end in one checkpoint.
+        Files of several ranks end in one checkpoint. A failed write is a failure of this worker.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
+        self.settle()
+        checkpoint = None
+        if self.rank == 0 or write_part is not None:
+            folder = tempfile.TemporaryDirectory(prefix="nfs-state-")
+            checkpoint = Checkpoint.from_directory(folder.name)
+        if write_part is not None:
+            write_part(Path(folder.name))
+
+        def upload(local: Checkpoint, name: str) -> Checkpoint:
             if self.rank == 0:
-                write(Path(folder))
-            if write_part is not None:
-                write_part(Path(folder))
-            if self.rank == 0 or write_part is not None:
-                checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report(dict(metrics), checkpoint=checkpoint)
+                write(Path(folder.name))
+            kept = ray.train.get_context().get_storage().persist_current_checkpoint(local, name)
+            folder.cleanup()  # not before: Ray tries again when the storage asks for it
+            return kept
+
+        ray.train.report(
+            dict(metrics),
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=False,
+        )
 
     def settle(self) -> None:
-        """Nothing is on its way: `save` returns when Ray has the checkpoint."""
+        """Wait until Ray has committed the last state.
+
+        When it could not be written Ray ends this process, with the error as the run's.
+        """
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
     def latest(self) -> Path | None:
         """Download the newest committed checkpoint once and return its directory."""
@@ -279,6 +300,14 @@ class RayContext:
         del metrics
         return True
 
+    def _remove_torn(self, states: Store) -> None:
+        """Remove the states that a killed process began; nothing of this one is on its way."""
+        reported = ray.train.get_all_reported_checkpoints()
+        whole = {Path(state.checkpoint.path).name for state in reported}
+        for folder in states.list_folders():
+            if folder.startswith("checkpoint_") and folder not in whole:
+                states.delete_folder(folder)
+
     def close(self) -> None:
         """Remove the downloaded state."""
         if self._unpacked is not None:
@@ -288,7 +317,7 @@ class RayContext:
 def _train_loop(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     worker: Callable[[dict[str, Any], WorkerContext], dict[str, Any]] = job["worker"]
-    context = RayContext(Path(job["directory"]), job["tracker"])
+    context = RayContext(Path(job["directory"]), job["states"], job["tracker"])
     try:
         return worker(job["tree"], context)
     finally:
@@ -302,12 +331,14 @@ def run_training_on_ray(
     launch: LaunchConfig,
     directory: Path,
     tracker: Tracker,
+    states: str | None = None,
 ) -> dict[str, Any]:
     """Run a training worker on Ray Train's workers and return rank 0's final metrics.
 
-    The Ray run is named by the run directory, so the same call after a lost driver goes on from the
-    last committed checkpoint.
+    The Ray run is named by the place of its states (a folder or URI; default `states` in the run
+    directory), so the same call after a lost driver goes on from the last committed checkpoint.
     """
+    states = str(directory / STATES) if states is None else states
     ensure_ray()
     _check_resources(launch)
     _check_loader(tree, launch)
@@ -321,6 +352,7 @@ def run_training_on_ray(
             "worker": worker,
             "tree": tree,
             "directory": str(directory),
+            "states": states,
             "tracker": tracker.spec(),
         },
         scaling_config=ScalingConfig(
@@ -328,8 +360,8 @@ def run_training_on_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            name="states",
-            storage_path=str(directory),
+            name=states.rsplit("/", 1)[1],
+            storage_path=states.rsplit("/", 1)[0],
             failure_config=FailureConfig(
                 max_failures=launch.max_failures, controller_failure_limit=3
             ),
@@ -340,7 +372,7 @@ def run_training_on_ray(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _own_error(error) from error
+        raise own_error(error) from error
     return dict(result.return_value or {})
 
 
@@ -371,21 +403,3 @@ def _check_loader(tree: Mapping[str, Any], launch: LaunchConfig) -> None:
             f"loader.ingest=ray_data: {launch.num_workers} worker(s) and {actors} loading actors "
             f"need {need:g} CPUs, the cluster has {total:g}; lower loader.workers or add nodes"
         )
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """Return the NfsError inside a Ray error, so that its message and exit code survive."""
-    seen: list[BaseException | None] = [error]
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        seen += list(failures.values())
-    while seen:
-        current = seen.pop()
-        if current is None:
-            continue
-        cause = getattr(current, "cause", None)
-        for candidate in (cause, current):  # Ray's own error may pose as its cause
-            if isinstance(candidate, NfsError):
-                return candidate
-        seen += [current.__cause__, cause if isinstance(cause, BaseException) else None]
-    return NfsError(f"the Ray run failed: {error}")

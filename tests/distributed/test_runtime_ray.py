@@ -10,12 +10,12 @@ import torch
 from nfs.artifacts import write_manifest
 from nfs.artifacts.tables import read_table
 from nfs.config.base import LaunchConfig
-from nfs.errors import InputError, NonFiniteError
+from nfs.errors import InputError, NfsError, NonFiniteError
 from nfs.runtime import run_function, run_training, run_units
 from nfs.tracking.jsonl import JsonlTracker
 from nfs.tracking.null import NullTracker
 from nfs.training.checkpoint import read_weights
-from tests.toy import EchoWork, line_worker
+from tests.toy import EchoWork, line_worker, state_worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.distributed, pytest.mark.usefixtures("ray_cluster")]
 TWO = LaunchConfig(kind="ray", num_workers=2)
@@ -102,6 +102,26 @@ def test_killed_rank_restarts_and_the_curve_is_the_same(tmp_path):
 def test_own_errors_survive_ray(tmp_path):
     with pytest.raises(NonFiniteError, match="loss/line is nan"):
         fit(tmp_path, LaunchConfig(kind="ray", max_failures=0), poison_at=8)
+
+
+@pytest.mark.timeout(240)
+def test_states_are_written_while_the_training_goes_on(tmp_path):
+    launch = LaunchConfig(kind="ray", num_workers=2, max_failures=0)
+
+    def run(**tree):
+        (tmp_path / "went-on").unlink(missing_ok=True)
+        return run_training(state_worker, tree, launch, tmp_path, NullTracker())
+
+    with pytest.raises(NfsError, match="the disk is full"):
+        run(fails=True)
+    assert run(text="first") == {"before": [], "text": "", "committed": True}
+    torn = tmp_path / "states" / "checkpoint_torn"
+    torn.mkdir()
+    parts = ["part-0", "part-1", "whole"]
+    assert run(text="second") == {"before": parts, "text": "first", "committed": True}
+    assert not torn.exists()
+    whole = (tmp_path / "states").glob("checkpoint_*/whole")
+    assert sorted(p.read_text() for p in whole) == ["first", "second"]
 
 
 def test_impossible_request_is_refused_at_once(tmp_path):

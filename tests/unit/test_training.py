@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from nfs.errors import ArtifactError, ConfigError, NonFiniteError
 from nfs.runtime.local import LocalContext
 from nfs.runtime.progress import Progress, read_progress, read_warnings
+from nfs.runtime.state_mirror import StateMirror
 from nfs.tracking.jsonl import JsonlTracker
 from nfs.training import Evaluation, LoopSettings, train
 from nfs.training.checkpoint import read_model, read_weights, write_checkpoint
@@ -50,6 +52,42 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     a, b = (load_state(LocalContext(tmp_path / n, None).latest()) for n in ("whole", "cut"))
     torch.testing.assert_close(a.task, b.task, rtol=0, atol=0)
+
+
+def mirrored(directory: Path, states: str, **hooks):
+    tracker = JsonlTracker(directory / "tracking", "r")
+    return line_worker(
+        {"total_samples": 96}, LocalContext(directory, tracker, states=states, **hooks)
+    )
+
+
+def test_lost_machine_goes_on_from_the_copied_states(tmp_path):
+    whole = run(tmp_path / "whole")
+    states = f"file://{tmp_path}/states"
+    stop = iter([True, False])
+    mirrored(tmp_path / "first", states, on_report=lambda _: next(stop))
+    shutil.rmtree(tmp_path / "first")
+    assert mirrored(tmp_path / "second", states) == whole
+    # What was computed on the lost machine is not computed again.
+    assert min(losses(tmp_path / "second")) > 8
+    kept = {p.parent.name for p in (tmp_path / "states").rglob("state.pt")}
+    assert kept == set(map("{:06d}".format, StateMirror(states).numbers()))
+    assert len(kept) == 2
+
+
+def test_torn_copy_of_a_state_is_never_taken(tmp_path):
+    states = f"file://{tmp_path}/states"
+    stop = iter([True, False])
+    mirrored(tmp_path / "first", states, on_report=lambda _: next(stop))
+    newest = StateMirror(states).numbers()[-1]
+    torn = tmp_path / "states" / f"{newest + 1:06d}"
+    torn.mkdir()
+    (torn / "state.pt").write_bytes(b"torn")
+    context = LocalContext(tmp_path / "second", None, states=states)
+    assert context.latest().name == f"{newest:06d}"
+    mirrored(tmp_path / "second", states)
+    kept = {p.parent.name for p in (tmp_path / "states").rglob("state.pt")}
+    assert kept == set(map("{:06d}".format, StateMirror(states).numbers()))
 
 
 def test_finished_run_does_nothing_again(tmp_path):
