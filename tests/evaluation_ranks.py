@@ -53,7 +53,7 @@ def evaluator(directory: Path | None, ranks: Ranks | None = None) -> GeneratorEv
         directory=directory,
         ranks=ranks,
         features=Pooled(),
-        reals=RealImages(37, read_real, "random"),
+        reals=RealImages(37, read_real, lambda: "random"),
         identity=Pooled(),
     )
 

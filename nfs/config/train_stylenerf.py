@@ -104,7 +104,8 @@ class FittedCameras(Config):
     max_spread_rad: float = Field(0.3, gt=0)
     """Largest standard deviation of yaw and pitch."""
     per_image: bool = False
-    """See fakes from the cameras of the batch's images instead of the normal distribution."""
+    """See fakes from the cameras of the batch's images instead of the normal distribution; frames
+    without a fit are left out."""
 
 
 class GrowthConfig(Config):

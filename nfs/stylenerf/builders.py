@@ -1,14 +1,17 @@
 """From configuration and artifacts to networks, data and the training task."""
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nfs.artifacts.manifest import read_manifest
 from nfs.config.base import tree_hash
 from nfs.config.train_stylenerf import FittedCameras, FixedAugment, TrainStylenerfConfig
+from nfs.errors import InputError
 from nfs.perceptual.dlib_face import DlibDistance
 from nfs.perceptual.extractors import build_extractor
 from nfs.runtime.collect import Ranks
@@ -22,12 +25,14 @@ from nfs.stylenerf.export import export_generator, load_discriminator, load_gene
 from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.image_builders import open_images
 from nfs.stylenerf.initial import start_from
-from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
+from nfs.stylenerf.poses import FittedAngles, fitted_prior, frame_angles, read_angles
 from nfs.stylenerf.settings import AugmentSettings, GanSettings, SpeedSettings
 from nfs.stylenerf.spec import CameraPrior, DiscriminatorSpec, GeneratorSpec
 from nfs.stylenerf.task import StyleNerfTask
 from nfs.stylenerf.warm_start import fit_linear_encoder
 from nfs.training.loop import LoopSettings, train
+
+logger = logging.getLogger(__name__)
 
 MAX_LABELS = 1024
 """Labels of evaluated images, evenly spaced over the data."""
@@ -43,12 +48,14 @@ def train_worker(tree: dict[str, Any], context: WorkerContext) -> dict[str, Any]
         context: This rank.
     """
     config = TrainStylenerfConfig.from_tree(tree, source="train_stylenerf")
-    prior = build_prior(config)
-    dataset = build_dataset(config, prior)
+    angles = read_fitted(config)
+    prior = build_prior(config, angles)
+    dataset = build_dataset(config, prior, angles)
     if context.rank == 0:
         context.tracker.log_params(
             {
                 "data/images": len(dataset),
+                "data/images_without_fit": dataset.num_without_fit,
                 "data/label_dim": dataset.label_dim,
                 "cameras/yaw_rad": prior.yaw_rad,
                 "cameras/pitch_rad": prior.pitch_rad,
@@ -143,6 +150,9 @@ def build_evaluator(
         rng = np.random.default_rng(derive_seed("evaluation", index))
         return torch.from_numpy(dataset.get(index, rng)["image"])
 
+    def key() -> str:
+        return f"{dataset.fingerprint()} {tree_hash(facts)}"
+
     labels = None
     if dataset.label_dim:
         chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), MAX_LABELS)).round().astype(int)
@@ -158,37 +168,70 @@ def build_evaluator(
         directory=context.directory,
         ranks=Ranks(context.rank, context.world_size, context.device),
         features=build_extractor(settings.features) if settings.num_samples else None,
-        reals=RealImages(len(dataset), read, f"{dataset.fingerprint()} {tree_hash(facts)}"),
+        reals=RealImages(len(dataset), read, key),
         identity=DlibDistance.load().to(context.device),
         labels=labels,
     )
 
 
-def build_prior(config: TrainStylenerfConfig) -> CameraPrior:
+def read_fitted(config: TrainStylenerfConfig) -> FittedAngles | None:
+    """Return the cameras of fitted frames, where the configuration asks for fits."""
+    cameras = config.cameras
+    if not isinstance(cameras, FittedCameras):
+        return None
+    read_manifest(cameras.path, kind="fits")
+    return read_angles(cameras.path)
+
+
+def build_prior(config: TrainStylenerfConfig, angles: FittedAngles | None = None) -> CameraPrior:
     """Return the camera distribution: configured, or that of fitted head poses."""
     cameras = config.cameras
     if isinstance(cameras, FittedCameras):
-        read_manifest(cameras.path, kind="fits")
+        assert angles is not None
         return fitted_prior(
-            read_angles(cameras.path),
+            angles,
             min_spread_rad=cameras.min_spread_rad,
             max_spread_rad=cameras.max_spread_rad,
         )
     return CameraPrior(**cameras.model_dump(exclude={"kind"}))
 
 
-def build_dataset(config: TrainStylenerfConfig, prior: CameraPrior) -> TrainingImages:
-    """Return the training images; with a warm start they carry codes, with fits their cameras."""
+def build_dataset(
+    config: TrainStylenerfConfig, prior: CameraPrior, angles: FittedAngles | None = None
+) -> TrainingImages:
+    """Return the training images; with a warm start they carry codes, with fits their cameras.
+
+    Raises:
+        InputError: If more than half of the images that need a camera have no fit.
+    """
     dataset = open_images(config.data, resolution=config.generator.img_resolution, seed=config.seed)
+    cameras = config.cameras
+    if isinstance(cameras, FittedCameras) and (config.warm_start is not None or cameras.per_image):
+        assert angles is not None
+        assert isinstance(dataset.source, ClipFrames)  # the configuration demands it
+        found = frame_angles(angles, dataset.source.index, prior)[dataset.numbers]
+        dataset = _with_cameras(dataset, found, cameras.path)
     if config.warm_start is not None:
         count = min(config.warm_start.num_images, len(dataset))
         chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
         images = (dataset.pixels(int(i)) for i in chosen)
         dataset.encoder = fit_linear_encoder(images, config.generator.z_dim)
-    if isinstance(config.cameras, FittedCameras) and (
-        config.warm_start is not None or config.cameras.per_image
-    ):
-        assert isinstance(dataset.source, ClipFrames)  # the configuration demands it
-        keys = [dataset.source.index.key(int(i)) for i in dataset.numbers]
-        dataset.angles = frame_angles(read_angles(config.cameras.path), keys, prior)
     return dataset
+
+
+def _with_cameras(
+    dataset: TrainingImages, yaw_pitch: NDArray[np.float32], fits: str
+) -> TrainingImages:
+    """Return the images that have a camera; `yaw_pitch [M, 2]` is NaN where there is none."""
+    fitted = np.flatnonzero(np.isfinite(yaw_pitch).all(axis=1))
+    missing = len(dataset) - len(fitted)
+    if missing > len(dataset) / 2:
+        raise InputError(
+            f"cameras.path={fits}: {missing} of {len(dataset)} frames of {dataset.source.uri} have "
+            "no fit; run jobs.fit_3dmm on these clips"
+        )
+    if missing:
+        logger.warning("%d of %d frames have no fit: left out", missing, len(dataset))
+    kept = dataset.only(fitted)
+    kept.angles, kept.num_without_fit = yaw_pitch[fitted], missing
+    return kept

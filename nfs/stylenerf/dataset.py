@@ -1,5 +1,6 @@
 """Images of any source as training items: decoded, square, resized, mirrored, labelled."""
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from typing import Literal
@@ -34,6 +35,8 @@ class TrainingImages:
     """Adds a `code` to every item."""
     angles: NDArray[np.float32] | None = None
     """`[M, 2]`: adds the `yaw_pitch` of its camera to every item."""
+    num_without_fit = 0
+    """Images left out because they had no camera."""
 
     def __init__(
         self,
@@ -54,6 +57,14 @@ class TrainingImages:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.numbers)
+
+    def only(self, chosen: NDArray[np.int64]) -> "TrainingImages":
+        """Return the images of these indices; label vectors keep their length."""
+        some = copy.copy(self)
+        some.numbers = self.numbers[chosen]
+        some.labels = None if self.labels is None else self.labels[chosen]
+        some.angles = None if self.angles is None else self.angles[chosen]
+        return some
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, NDArray[np.generic]]:
         """Return `image` uint8 `[3, R, R]`, and where set up `label`, `code` and `yaw_pitch`.

@@ -51,8 +51,8 @@ class RealImages:
     """How many there are."""
     read: Callable[[int], Tensor]
     """Image i as uint8 `[3, R, R]`."""
-    key: str
-    """Identifies the data."""
+    key: Callable[[], str]
+    """Identifies the data; asked once, on rank 0."""
 
 
 class GeneratorEvaluator:
@@ -129,9 +129,11 @@ class GeneratorEvaluator:
         self, features: FeatureExtractor, reals: RealImages, device: torch.device
     ) -> Tensor | None:
         """Return `[N, D]` on rank 0: from memory, from the run directory, or computed by all."""
-        file = self._statistics_file(features, reals)
-        if self.ranks.rank == 0 and self._real is None and file is not None and file.is_file():
-            self._real = load_file(file)["features"]
+        file = None
+        if self.ranks.rank == 0 and self._real is None:
+            file = self._statistics_file(features, reals)
+            if file is not None and file.is_file():
+                self._real = load_file(file)["features"]
         if agreed(self._real is not None, self.ranks):
             return self._real
         count = min(self.settings.num_samples, reals.count)
@@ -152,7 +154,7 @@ class GeneratorEvaluator:
         if self.directory is None:
             return None
         facts = {
-            "data": reals.key,
+            "data": reals.key(),
             "network": [features.names.frechet, features.checksum],
             "count": self.settings.num_samples,
         }

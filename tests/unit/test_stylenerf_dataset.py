@@ -7,11 +7,14 @@ import pytest
 from nfs.artifacts import write_manifest
 from nfs.artifacts.schemas import CLIPS, FITS, FRAMES
 from nfs.artifacts.store import Store
-from nfs.errors import ArtifactError
+from nfs.config.train_stylenerf import TrainStylenerfConfig
+from nfs.errors import ArtifactError, InputError
 from nfs.media.images import encode_png
+from nfs.stylenerf.builders import build_dataset, build_prior, read_fitted
 from nfs.stylenerf.clip_frames import ClipFrames, index_frames
 from nfs.stylenerf.dataset import TrainingImages
 from nfs.stylenerf.poses import fitted_prior, frame_angles, read_angles
+from nfs.stylenerf.spec import CameraPrior
 from nfs.stylenerf.warm_start import fit_linear_encoder
 
 
@@ -117,26 +120,85 @@ def test_the_cache_is_bounded(clips):
     assert marks(images) == first
 
 
-def test_cameras_from_fits(tmp_path):
-    angles = [[0.0, 0.2, 0.0], [0.0, 0.4, 0.0], [9.0, 9.0, 9.0]]
-    fits = [
-        {
-            "clip_id": "c",
-            "frame_index": i,
-            "rotation_rad": a,
-            "status": "ok" if a[0] == 0 else "failed",
-        }
-        for i, a in enumerate(angles)
-    ]
-    Store(str(tmp_path)).write_table("fits/c.parquet", rows(FITS, fits))
-    write_manifest(str(tmp_path), kind="fits", config={})
-    angles = read_angles(str(tmp_path))
+def write_fits(folder, yaws: dict[tuple[str, int], float | None]) -> str:
+    """Fits of frames by clip and number; None is a fit that failed."""
+    for clip_id in {clip_id for clip_id, _ in yaws}:
+        fits = [
+            {
+                "clip_id": clip_id,
+                "frame_index": frame,
+                "rotation_rad": [0.0, 9.0 if yaw is None else yaw, 0.0],
+                "status": "failed" if yaw is None else "ok",
+            }
+            for (clip, frame), yaw in yaws.items()
+            if clip == clip_id
+        ]
+        Store(str(folder)).write_table(f"fits/{clip_id}.parquet", rows(FITS, fits))
+    write_manifest(str(folder), kind="fits", config={})
+    return str(folder)
+
+
+def test_cameras_from_fits(clips, tmp_path):
+    # The other clip's rows come first and frames are not in order.
+    yaws = {("other", 0): 0.3, ("c1", 1): 0.4, ("c0", 3): 0.2, ("c0", 0): None, ("c0", 9): 0.3}
+    angles = read_angles(write_fits(tmp_path, yaws))
     prior = fitted_prior(angles, min_spread_rad=0.05, max_spread_rad=0.3)
     assert prior.gaussian
-    assert prior.yaw_rad == pytest.approx((-0.4, -0.2), abs=1e-5)
+    spread = float(np.std([0.3, 0.4, 0.2, 0.3]))
+    assert prior.yaw_rad == pytest.approx((-0.3 - spread, -0.3 + spread), abs=1e-5)
     assert prior.pitch_rad == pytest.approx((np.pi / 2 - 0.05, np.pi / 2 + 0.05), abs=1e-5)
-    found = frame_angles(angles, [("c", 0), ("c", 1), ("c", 2)], prior)
-    assert found[:, 0] == pytest.approx([-0.2, -0.4, -0.3], abs=1e-5)
+    found = frame_angles(angles, index_frames(clips), prior)
+    nan = float("nan")
+    assert found[:, 0] == pytest.approx(
+        [nan, nan, -0.2, nan, nan, nan, -0.4], abs=1e-5, nan_ok=True
+    )
+    narrow = CameraPrior(yaw_rad=(-0.31, -0.29), pitch_rad=prior.pitch_rad)
+    limited = frame_angles(angles, index_frames(clips), narrow)[[2, 6], 0]
+    assert limited == pytest.approx([-0.27, -0.33], abs=1e-5)
+    with pytest.raises(ArtifactError, match="no fit with status ok"):
+        read_angles(write_fits(tmp_path / "none", {("c0", 0): None}))
+
+
+def build(repository, clips, fits, *overrides):
+    path = repository / "jobs/configs/train_stylenerf/smoke.yaml"
+    cameras = f"cameras={{kind: fits, path: '{fits}', per_image: true}}"
+    config = TrainStylenerfConfig.load(path, [f"clips={clips}", cameras, *overrides])
+    angles = read_fitted(config)
+    return build_dataset(config, build_prior(config, angles), angles)
+
+
+@pytest.mark.parametrize("warm_start", ["null", "{kimg: 1, num_images: 4}"])
+def test_frames_without_a_fit_are_left_out_and_counted(
+    repository, clips, tmp_path, caplog, warm_start
+):
+    yaws = {("c0", 0): 0.1, ("c0", 3): 0.2, ("c0", 4): None, ("c1", 0): 0.3, ("c1", 1): 0.4}
+    fits = write_fits(tmp_path, yaws)
+    images = build(repository, clips, fits, f"warm_start={warm_start}")
+    assert images.num_without_fit == 3
+    assert "3 of 7 frames have no fit" in caplog.text
+    assert [images.source.name(int(n)) for n in images.numbers] == ["c0:0", "c0:3", "c1:0", "c1:1"]
+    items = [images.get(i, np.random.default_rng(0)) for i in range(len(images))]
+    assert [abs(float(item["yaw_pitch"][0])) for item in items] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4], abs=1e-5
+    )
+    assert all(("code" in item) == (warm_start != "null") for item in items)
+
+
+def test_a_set_mostly_without_fits_is_refused(repository, clips, tmp_path):
+    fits = write_fits(tmp_path, {("c0", 0): 0.1, ("c1", 0): 0.2, ("c1", 1): 0.3})
+    with pytest.raises(InputError, match=r"4 of 7 frames of .* have no fit; run jobs\.fit_3dmm"):
+        build(repository, clips, fits)
+
+
+def test_some_of_the_images_keep_their_labels_and_cameras(clips):
+    images = frame_images(clips, labels=np.arange(7))
+    images.angles = np.arange(14, dtype=np.float32).reshape(7, 2)
+    some = images.only(np.asarray([5, 1]))
+    assert len(some) == 2
+    assert marks(some) == [(1, 0), (0, 1)]
+    assert some.label(0).tolist() == [0, 0, 0, 0, 0, 1, 0]
+    assert some.angles.tolist() == [[10, 11], [2, 3]]
+    assert len(images) == 7
 
 
 def test_a_mirrored_head_is_seen_from_the_mirrored_yaw(clips):
