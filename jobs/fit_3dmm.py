@@ -62,6 +62,7 @@ def run(config: Fit3dmmConfig, job: JobRun) -> dict[str, Any]:
         | {"frames": int(metrics["fit/frames"])},
         quarantined=quarantined,
         extra={"model": model.model_id, "model_checksum": model.checksum},
+        known=report.written,
     )
     if config.shard_mb is not None:
         compact(output, shard_mb=config.shard_mb)

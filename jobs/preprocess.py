@@ -53,7 +53,7 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     uri, started = job.output("clips", config.artifacts), time.monotonic()
     make_work = partial(ClipWork, config.clip.tree(), melspectrogram)
     with job.progress(len(items), "clips") as bar:
-        run_units(
+        report = run_units(
             items, make_work, uri, config.launch, partial(_show, bar), primary=ClipWork.primary
         )
     _delete_stale(uri, {item["key"] for item in items})
@@ -73,6 +73,8 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
         counts=counts,
         quarantined=quarantined,
         extra={"duplicates": copies},
+        # clustering has written identities into the rows
+        known={} if clustered else report.written,
     )
     if config.shard_mb is not None:
         compact(uri, shard_mb=config.shard_mb)

@@ -68,6 +68,7 @@ def write_manifest(
     counts: Mapping[str, int] | None = None,
     quarantined: Sequence[Mapping[str, str]] = (),
     extra: Mapping[str, Any] | None = None,
+    known: Mapping[str, FileEntry] | None = None,
 ) -> Manifest:
     """Hash the files below `uri` and write the manifest last, which completes the artifact.
 
@@ -79,6 +80,7 @@ def write_manifest(
         counts: Numbers worth knowing without opening a table.
         quarantined: `{"item": ..., "reason": ...}` of each unit given up.
         extra: Facts that readers need, e.g. a model checksum.
+        known: Files, by path, that their writers have hashed and nobody has changed since.
     """
     store = Store(uri)
     store.delete_partial()
@@ -87,8 +89,10 @@ def write_manifest(
         listed = [entry.path for entry in previous.files]
         discard_leftovers(store, listed, store.list(recursive=True))
     paths = [p for p in store.list(recursive=True) if p != MANIFEST and not p.startswith(TRANSIENT)]
+    hashed = dict(known or {})
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        files = list(pool.map(partial(file_entry, store), paths))
+        rest = [path for path in paths if path not in hashed]
+        hashed |= zip(rest, pool.map(partial(file_entry, store), rest), strict=True)
     manifest = Manifest(
         kind=kind,
         schema_version=SCHEMA_VERSION,
@@ -99,7 +103,7 @@ def write_manifest(
         parents=[read_manifest(parent).id for parent in parents],
         counts=dict(counts or {}),
         quarantined=[Quarantined(**entry) for entry in quarantined],
-        files=files,
+        files=[hashed[path] for path in paths],
         extra=dict(extra or {}),
     )
     if previous is not None and _same_content(previous, manifest):

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from nfs.artifacts.manifest import FileEntry, file_entry
 from nfs.artifacts.store import Store
 from nfs.artifacts.unit_tables import UnitTables
 from nfs.errors import ClipError, InputError
@@ -35,6 +36,8 @@ MAX_DEATHS = 3
 MAX_DEATHS_EVER = 10
 
 Item = Mapping[str, Any]
+# status, error, files written
+_Outcome = tuple[str, str, list[FileEntry]]
 
 
 class UnitWork(Protocol):
@@ -58,12 +61,13 @@ class UnitWork(Protocol):
 
 @dataclass
 class UnitReport:
-    """Outcome of a stage: keys by fate."""
+    """Outcome of a stage: keys by fate, and the files that workers wrote and hashed, by path."""
 
     ok: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     retry: list[str] = field(default_factory=list)
+    written: dict[str, FileEntry] = field(default_factory=dict)
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Count one result of `UnitStage.run_one`."""
@@ -76,6 +80,8 @@ class UnitReport:
             self.retry.append(key)
         else:
             self.failed[key] = result["error"]
+        for path, size, sha256 in json.loads(result["written"]):
+            self.written[path] = FileEntry(path=path, bytes=size, sha256=sha256)
 
 
 class UnitStage:
@@ -93,35 +99,42 @@ class UnitStage:
         self.session = session
 
     def run_one(self, item: Item) -> dict[str, Any]:
-        """Process one unit and return `{key, status, seconds, error}`.
+        """Process one unit and return `{key, status, seconds, error, written}`.
 
         `status` is `ok`, `skipped` (was committed before), `failed` (committed as given up) or
-        `retry` (an exception; a later pass tries again).
+        `retry` (an exception; a later pass tries again). `written` is JSON: path, bytes and sha256
+        of each file of the unit.
         """
         start, key = time.monotonic(), item["key"]
-        status, error = self._attempt(item)
-        return {"key": key, "status": status, "seconds": time.monotonic() - start, "error": error}
+        status, error, files = self._attempt(item)
+        return {
+            "key": key,
+            "status": status,
+            "seconds": time.monotonic() - start,
+            "error": error,
+            "written": json.dumps([[entry.path, entry.bytes, entry.sha256] for entry in files]),
+        }
 
-    def _attempt(self, item: Item) -> tuple[str, str]:
+    def _attempt(self, item: Item) -> _Outcome:
         key, work = item["key"], self.work
         if is_committed(self.store, work.primary, key):
-            return "skipped", ""
+            return "skipped", "", []
         mark = _read_mark(self.store, _inflight(key))
         ever, here = mark.get("ever", 0), mark.get(self.session, 0)
         if here >= MAX_DEATHS or ever >= MAX_DEATHS_EVER:
             return self._give_up(item, "worker_died", f"its worker process died {ever} times")
         _write_mark(self.store, _inflight(key), {"ever": ever + 1, self.session: here + 1})
         try:
-            self._commit(key, work(item))
+            files = self._commit(key, work(item))
         except ClipError as error:
             return self._give_up(item, error.status, str(error))
         except InputError:
             raise  # the store or the settings are wrong, not the unit
         except Exception as error:  # noqa: BLE001 - one bad unit must not stop the job
             return self._record_error(item, error)
-        return "ok", ""
+        return "ok", "", files
 
-    def _record_error(self, item: Item, error: Exception) -> tuple[str, str]:
+    def _record_error(self, item: Item, error: Exception) -> _Outcome:
         key, text = item["key"], f"{type(error).__name__}: {error}"
         logger.warning("%s: %s", item.get("path", key), "".join(traceback.format_exception(error)))
         count = _read_mark(self.store, _failed(key)).get("count", 0) + 1
@@ -129,18 +142,21 @@ class UnitStage:
             return self._give_up(item, "error", text)
         _write_mark(self.store, _failed(key), {"count": count})
         self.store.delete(_inflight(key))
-        return "retry", text
+        return "retry", text, []
 
-    def _give_up(self, item: Item, status: str, error: str) -> tuple[str, str]:
-        self._commit(item["key"], self.work.failure(item, status, error))
-        return "failed", f"{status}: {error}"
+    def _give_up(self, item: Item, status: str, error: str) -> _Outcome:
+        files = self._commit(item["key"], self.work.failure(item, status, error))
+        return "failed", f"{status}: {error}", files
 
-    def _commit(self, key: str, tables: Mapping[str, pa.Table]) -> None:
-        primary = self.work.primary
+    def _commit(self, key: str, tables: Mapping[str, pa.Table]) -> list[FileEntry]:
+        primary, files = self.work.primary, []
         for name in sorted(tables, key=lambda n: n == primary):
-            self.store.write_table(f"{name}/{key}.parquet", tables[name])
+            path = f"{name}/{key}.parquet"
+            self.store.write_table(path, tables[name])
+            files.append(file_entry(self.store, path))
         self.store.delete(_inflight(key))
         self.store.delete(_failed(key))
+        return files
 
 
 def is_committed(store: Store, primary: str, key: str) -> bool:

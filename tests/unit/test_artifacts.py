@@ -124,6 +124,30 @@ def test_units_every_fate_is_recorded(tmp_path):
     assert Store(uri).list("failed") == []
 
 
+def test_workers_hash_what_they_wrote(tmp_path, monkeypatch):
+    uri = str(tmp_path / "out")
+    work = items("a", "bad", "broken", once=str(tmp_path / "once"))
+    report = run_units(work, EchoWork, uri, LOCAL, primary="rows")
+    Store(uri).write_bytes("card.html", b"more")
+    assert sorted(report.written) == [
+        "detail/0000.parquet", "rows/0000.parquet", "rows/0001.parquet", "rows/0002.parquet",
+    ]  # fmt: skip
+    monkeypatch.setattr(manifest_module, "new_id", lambda kind: f"{kind}-0")
+    plain = write_manifest(uri, kind="rows", config={})
+    assert verify(uri) == []
+    written = Store(uri).read_bytes("manifest.json")
+    Store(uri).delete("manifest.json")
+    hashed, entry_of = [], manifest_module.file_entry
+    monkeypatch.setattr(
+        manifest_module, "file_entry", lambda s, path: hashed.append(path) or entry_of(s, path)
+    )
+    again = write_manifest(uri, kind="rows", config={}, known=report.written)
+    assert hashed == ["card.html"]
+    assert again.files == plain.files
+    stamp = plain.created_at.encode(), again.created_at.encode()
+    assert Store(uri).read_bytes("manifest.json") == written.replace(*stamp)
+
+
 def test_units_second_run_repeats_nothing(tmp_path):
     log, uri = tmp_path / "log", str(tmp_path / "out")
     make = partial(EchoWork, str(log))

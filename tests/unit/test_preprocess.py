@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nfs.artifacts.manifest as manifest_module
 import nfs.face.clip as clip_module
 import nfs.face.sources as sources
 from jobs._launch import run_command
@@ -69,6 +70,17 @@ def test_job_writes_a_complete_artifact(tmp_path, media):
     assert result["metrics"]["preprocess/clips_ok"] == 2
     assert result["artifacts"]["clips"] == uri
     assert list((run / "tracking").rglob("*contact_sheet*"))
+
+
+def test_the_driver_hashes_no_tables(tmp_path, media, monkeypatch):
+    hashed, entry_of = [], manifest_module.file_entry
+    monkeypatch.setattr(
+        manifest_module, "file_entry", lambda s, path: hashed.append(path) or entry_of(s, path)
+    )
+    code, run = job(tmp_path, f"inputs=[{media}]")
+    assert code == 0
+    assert hashed == ["card.html"]
+    assert verify(str(run / "clips")) == []
 
 
 def test_running_again_does_only_what_is_new(tmp_path, media, monkeypatch):
