@@ -77,7 +77,7 @@ def _plan(evaluated: Evaluated) -> Units:
     counts = {VIEWS: (config.num_views, max(1, step // 3))}
     if config.data is not None:
         counts[REAL] = (len(evaluated.chosen_reals()), step)
-        counts[GENERATED] = (config.num_samples, step)
+        counts[GENERATED] = (config.num_generated, step)
     if config.orbit_latents:
         whole_frames = max(1, step // config.orbit_latents) * config.orbit_latents
         counts[ORBIT] = (config.orbit_latents * config.orbit_frames, whole_frames)

@@ -63,11 +63,11 @@ class EvaluateConfig(JobConfig):
     weights: Literal["ema", "raw"] = "ema"
     """Averaged or last weights."""
     data: ImageData | None = None
-    """Real images; null measures the generator alone."""
+    """Real images; null measures the generator alone, by its views."""
     num_real: int | None = Field(None, ge=4)
     """Real images, evenly spaced over the data; null takes all."""
-    num_samples: int = Field(50_000, ge=4)
-    """Generated images that are compared with the real ones."""
+    num_samples: int | None = Field(None, ge=4)
+    """Generated images that are compared with the real ones; null takes 50 000."""
     real_features: str | None = None
     """Folder that keeps the features of real images for other evaluations on the same data; null
     keeps them in the run directory."""
@@ -98,6 +98,18 @@ class EvaluateConfig(JobConfig):
 
     @model_validator(mode="after")
     def _needs_data(self) -> Self:
-        if self.data is None and self.real_features is not None:
-            raise ValueError("real_features has no effect without data")
+        names = ("num_real", "num_samples", "real_features")
+        idle = [name for name in names if getattr(self, name) is not None]
+        if self.data is None and idle:
+            raise ValueError(
+                f"{', '.join(idle)} has no effect without data; "
+                f"set {' '.join(f'{name}=null' for name in idle)}, or data"
+            )
         return self
+
+    @property
+    def num_generated(self) -> int:
+        """Generated images that are compared with real ones; 0 without data."""
+        if self.data is None:
+            return 0
+        return 50_000 if self.num_samples is None else self.num_samples

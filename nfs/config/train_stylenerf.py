@@ -17,6 +17,8 @@ AugmentOperations = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout",
     "bg", "bgc0", "bgc", "bgcf", "bgcfn", "bgcfnc",
 ]  # fmt: skip
+FILTERING, FILTER_PX = ("filter", "bgcf", "bgcfn", "bgcfnc"), 22
+"""Sets that filter bands, and the smallest image that their filter fits."""
 
 
 class DiscriminatorConfig(Config):
@@ -326,6 +328,17 @@ class TrainStylenerfConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _filtered(self) -> Self:
+        smallest = self._first_image_px()
+        if self.augment and self.augment.operations in FILTERING and smallest < FILTER_PX:
+            raise ValueError(
+                f"augment.operations={self.augment.operations} filters images of at least "
+                f"{FILTER_PX} px, but they begin with {smallest} px; use a set without filter "
+                "(bgc), or a larger generator.resolution_start"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _networks_fit(self) -> Self:
         if self.generator.grow_field and self.discriminator.progressive:
             raise ValueError(
@@ -363,6 +376,15 @@ class TrainStylenerfConfig(TrainingConfig):
                 "resolution after generator.resolution_start; choose a divisor of it, or 0"
             )
         return self
+
+    def _first_image_px(self) -> int:
+        """Return the side of the first images (spec/stylenerf.md 2.6)."""
+        sizes, growth = self.generator, self.growth
+        if growth.end_kimg == 0 or sizes.grow_field:
+            return sizes.img_resolution
+        levels = int(math.log2(sizes.img_resolution / sizes.resolution_start))
+        level = int(growth.first_alpha * levels) + 1 if growth.first_alpha > 0 else 0
+        return sizes.resolution_start << level
 
     def _images_per_pass(self, per_worker: int) -> int:
         limit = self.micro_batch or per_worker

@@ -129,7 +129,20 @@ def test_wrong_inputs_are_named(inputs, tmp_path):
     with pytest.raises(ConfigError, match="sha256"):
         config(inputs, tmp_path, features=weights | {"sha256": "abc"})
     with pytest.raises(ConfigError, match="real_features has no effect without data"):
-        config(inputs, tmp_path, data=None, real_features="x")
+        config(inputs, tmp_path, data=None, num_samples=None, real_features="x")
+    with pytest.raises(
+        ConfigError, match=r"num_real, num_samples has .* num_real=null num_s.*null"
+    ):
+        config(inputs, tmp_path, data=None, num_real=4)
+
+
+def test_a_generator_alone_is_measured_by_its_views(inputs, tmp_path):
+    alone = config(inputs, tmp_path, data=None, num_samples=None)
+    assert alone.num_generated == 0
+    result = launch("evaluate", alone, quiet=True)
+    counts = read_manifest(result["artifacts"]["evaluation"], kind="evaluation").counts
+    assert counts == {"views": 3, "orbit": 12}
+    assert config(inputs, tmp_path, num_samples=None).num_generated == 50_000
 
 
 @pytest.mark.ray

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nfs.config.train_stylenerf import FILTER_PX, FILTERING, TrainStylenerfConfig
+from nfs.errors import ConfigError
 from nfs.stylenerf.augment import OPERATIONS, SETS, AugmentPipe
 from nfs.stylenerf.augment_filters import band_filters, sample_at
 from tests.parity.stylenerf_augment_checks import Percentile, augment
@@ -31,6 +33,37 @@ def test_a_folder_without_recordings_adds_nothing(tmp_path: Path):
     report = Report()
     augment(report, tmp_path)
     assert report.checks == {}
+
+
+def test_the_configuration_knows_which_sets_filter_and_from_what_size():
+    assert set(FILTERING) == {name for name, chosen in SETS.items() if "imgfilter" in chosen}
+    pipe = AugmentPipe("filter")
+    assert pipe(images(size=FILTER_PX), 1.0).shape[-1] == FILTER_PX
+    with pytest.raises(ValueError, match="imgfilter needs images of more than 21 px"):
+        pipe(images(size=FILTER_PX - 1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first_px"),
+    [
+        (["growth={start_kimg: 0, end_kimg: 0}"], None),
+        ([], 16),
+        (["growth.first_alpha=0.3"], None),
+        (["growth={end_kimg: null}"], 16),
+    ],
+)
+def test_images_too_small_for_the_filter_are_refused_before_the_run(
+    repository, overrides, first_px
+):
+    path = repository / "jobs/configs/train_stylenerf/smoke.yaml"
+    filtering = ["augment={kind: fixed, operations: bgcf}", *overrides]
+    if first_px is None:
+        assert TrainStylenerfConfig.load(path, filtering).augment.operations == "bgcf"
+        return
+    with pytest.raises(ConfigError, match=r"operations=bgcf .* at least 22 px.* with 16 px; use"):
+        TrainStylenerfConfig.load(path, filtering)
+    plain = ["augment={kind: fixed, operations: bgc}", *overrides]
+    assert TrainStylenerfConfig.load(path, plain).augment.operations == "bgc"
 
 
 def test_everything_is_differentiable_twice():
