@@ -37,19 +37,9 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     from nfs.artifacts.compaction import compact
     from nfs.audio.mel import melspectrogram
     from nfs.face.clip import ClipWork
-    from nfs.face.remote import list_objects
-    from nfs.face.sources import class_labels, distinct, list_files, make_items, vector_labels
     from nfs.runtime import run_units
 
-    files, objects = list_files(config.inputs), list_objects(config.inputs)
-    if config.identity_from == "label":
-        labels = class_labels(config.inputs)
-    else:
-        labels = vector_labels([*map(str, files), *(obj.uri for obj in objects)])
-    sources, copies = distinct(files, labels, objects)
-    for copy in copies:
-        logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
-    items = make_items(sources, config)
+    items, copies = _list_items(config)
     uri, started = job.output("clips", config.artifacts), time.monotonic()
     make_work = partial(ClipWork, config.clip.tree(), melspectrogram)
     with job.progress(len(items), "clips") as bar:
@@ -93,6 +83,22 @@ def run(config: PreprocessConfig, job: JobRun) -> dict[str, Any]:
     useless = [unit[0] for unit in units if all(row["status"] != "ok" for row in unit)]
     _check_bad(useless, len(items), config.max_bad_fraction)
     return {"metrics": metrics, "artifacts": {"clips": uri}}
+
+
+def _list_items(config: PreprocessConfig) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Return the units of work, and what was left out as a copy of another file."""
+    from nfs.face.remote import list_objects
+    from nfs.face.sources import class_labels, distinct, list_files, make_items, vector_labels
+
+    files, objects = list_files(config.inputs), list_objects(config.inputs)
+    if config.identity_from == "label":
+        labels = class_labels(config.inputs)
+    else:
+        labels = vector_labels([*map(str, files), *(obj.uri for obj in objects)])
+    sources, copies = distinct(files, labels, objects)
+    for copy in copies:
+        logger.warning("%(item)s: same content as %(same_as)s, left out", copy)
+    return make_items(sources, config), copies
 
 
 def _show(bar: Bar, result: Mapping[str, Any]) -> None:
