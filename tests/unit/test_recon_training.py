@@ -285,12 +285,12 @@ def test_an_arcface_checkpoint_can_be_the_identity_network(artifacts, tmp_path):
     config = TrainReconConfig.from_tree(tree_of(artifacts, identity=identity))
     network = load_identity(config)
     assert network is not None
-    assert network.name == "arcface"
+    assert network.name == "arcface_mbf"
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
     points = torch.from_numpy(np.random.default_rng(0).uniform(10, 50, (2, 68, 2)))
     embedding = network(images, points)
     assert embedding.shape == (2, 64)
-    embedding.square().sum().backward()
+    embedding.sum().backward()
     assert images.grad is not None
     assert images.grad.abs().max() > 0
     again = load_identity(config)
