@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nfs.perceptual.extractors import MetricNames
 from nfs.runtime.collect import Ranks, collect
+from nfs.stylenerf import evaluation, orbits
 from nfs.stylenerf.evaluation import EvaluationSettings, GeneratorEvaluator, RealImages
 from nfs.stylenerf.generator import Generator
 from nfs.training.task import Evaluation
@@ -72,11 +77,19 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
         ranks=ranks,
     )
     measured = evaluator(folder / f"run-{size}", ranks)
-    first = measured.run(generator(), alpha=1.0, samples_seen=0)
+    shown: list[NDArray[np.uint8]] = []
+
+    def write_frames(file: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> int:
+        shown.extend(frames)
+        return orbits.write_frames(file, shown, fps)
+
+    with patch.object(evaluation, "write_frames", write_frames):
+        first = measured.run(generator(), alpha=1.0, samples_seen=0)
     again = measured.run(generator(), alpha=1.0, samples_seen=1)
     if rank == 0:
         assert rows is not None
-        write(folder / f"found-{size}.json", rows, first, again)
+        assert first.files[0].stat().st_size > 0
+        write(folder / f"found-{size}.json", rows, (first, again), shown)
     else:
         assert rows is None
         assert first == Evaluation()
@@ -84,12 +97,23 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def write(file: Path, rows: dict[str, Tensor], first: Evaluation, again: Evaluation) -> None:
+def write(
+    file: Path,
+    rows: dict[str, Tensor],
+    evaluations: tuple[Evaluation, Evaluation],
+    shown: list[NDArray[np.uint8]],
+) -> None:
+    """Write what must not depend on the ranks.
+
+    The frames of the video, not its file: x264 (with mbtree, its default) makes one of several
+    files of the same small frames, even on one thread.
+    """
+    first, again = evaluations
     found = {
         "rows": {name: value.tolist() for name, value in rows.items()},
         "metrics": first.metrics,
         "again": again.metrics,
         "samples": first.images["samples"].tolist(),
-        "orbit_bytes": len(first.files[0].read_bytes()),
+        "orbit": [frame.tolist() for frame in shown],
     }
     file.write_text(json.dumps(found))

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch.multiprocessing as mp
 
@@ -17,4 +18,5 @@ def test_two_ranks_equal_one(tmp_path):
     assert one["rows"] == {"i": list(range(7)), "h": [float(i) for i in range(7)]}
     assert {"eval/frechet_pooled", "eval/identity_views_pooled"} <= one["metrics"].keys()
     assert one["metrics"] == one["again"]
+    assert np.asarray(one["orbit"]).shape == (5, 32, 32, 3)
     assert two == one
