@@ -1,28 +1,18 @@
-"""Kinds of generators: gradients, growth, cameras, errors, and the configuration's names."""
+"""Kinds of generators: gradients, files, styles, growth, options of the rendering."""
 
 import copy
 import json
 import math
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 
-from nfs.config.stylenerf_generator import FieldConfig, GeneratorConfig, InputConfig
-from nfs.config.stylenerf_generator import UpsampleMode as ConfiguredMode
-from nfs.config.train_stylenerf import TrainStylenerfConfig
-from nfs.errors import ConfigError
 from nfs.geometry.cameras import orbit_cameras
-from nfs.geometry.rays import corner_pixel_grid, pixel_grid, rolled_pixels
 from nfs.stylenerf import Generator, GeneratorSpec, RenderDraws, RenderOptions
-from nfs.stylenerf.cameras import draw_positions, prior_cameras, uniform_cameras
 from nfs.stylenerf.field_options import FieldOptions, InputSpec
-from nfs.stylenerf.planes import multiscale_features, tri_plane_features, volume_features
 from nfs.stylenerf.schedule import stage
 from nfs.stylenerf.spec import CameraPrior
-from nfs.stylenerf.upsampling import UPSAMPLE_MODES
 from tests.stylenerf_tiny import SPEC
 
 PLANES = InputSpec(kind="tri_plane", resolution=8, channels=6, channel_base=0.01, channel_max=8)
@@ -301,121 +291,3 @@ def test_roll_turns_the_image():
         ).image_low
     assert torch.allclose(drawn, asked, atol=1e-5)
     assert not torch.allclose(drawn, still, atol=1e-2)
-
-
-def test_pixels():
-    corners = corner_pixel_grid(4, 8)
-    assert corners[0].tolist() == [-1.0, 1.0]
-    assert torch.allclose(corners[3], torch.tensor([2 * 6 / 7 - 1, 1.0]))  # every second of 8
-    turned = rolled_pixels(pixel_grid(2), torch.tensor([0.0, math.pi]))
-    assert torch.allclose(turned[0], -turned[1], atol=1e-6)
-
-
-def test_cameras_of_a_sphere_in_shares():
-    prior = CameraPrior((0.0, 1.0), (0.2, 0.8), (1.0, 3.0), gaussian=False, angular=False)
-    quarter = torch.full((1,), 0.25)
-    camera = uniform_cameras(prior, quarter, quarter * 2, quarter * 2)[0]
-    assert torch.allclose(camera[:3, 3], torch.tensor([0.0, 2.0, 0.0]), atol=1e-6)
-    camera = uniform_cameras(prior, quarter, quarter * 2, quarter * 2, zoom=0.5)[0]
-    assert torch.allclose(camera[:3, 3], torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
-
-
-@pytest.mark.parametrize("gaussian", [True, False])
-def test_positions_of_drawn_cameras(gaussian):
-    prior = CameraPrior(gaussian=gaussian)
-    torch.manual_seed(0)
-    drawn = draw_positions(prior, 4)
-    yaw, pitch, radius = drawn.position.unbind(dim=1)
-    assert (radius == 0).all()  # an empty range
-    again = uniform_cameras(prior, yaw, pitch, radius)
-    assert torch.allclose(again, drawn.cam2world, atol=1e-5)
-    centre = prior_cameras(prior, *torch.zeros(3, 1))
-    assert torch.allclose(centre, uniform_cameras(prior, *torch.full((3, 1), 0.5)), atol=1e-6)
-
-
-def test_planes_are_looked_up_where_they_say():
-    """Each plane sees its own two coordinates; outside of the region there is nothing."""
-    size = 8
-    ramp = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
-    planes = torch.zeros(1, 3, 2, size, size)
-    planes[0, 0, 0] = ramp  # along the width: x of the first plane
-    planes[0, 1, 1] = ramp[:, None]  # along the height: z of the second plane
-    points = torch.tensor([[[0.3, 0.1, -0.5], [5.0, 0.0, 0.0]]])
-    found = tri_plane_features(planes, points)
-    assert torch.allclose(found[0, 0], torch.tensor([0.3, -0.5]), atol=1e-6)
-    assert found[0, 1, 0] == 0
-    volume = torch.zeros(1, 3, size, size, size)
-    for axis in range(3):
-        shape = [1, 1, 1]
-        shape[axis] = size
-        volume[0, axis] = ramp.reshape(shape)
-    found = volume_features(volume, points)
-    assert torch.allclose(found[0, 0], torch.tensor([0.3, 0.5, 0.1]), atol=1e-6)
-
-
-def test_multiscale_volumes_repeat():
-    torch.manual_seed(0)
-    volumes = torch.randn(1, 4, 8, 8, 8)
-    points = torch.rand(1, 5, 3) * 0.2
-    # 16 cells over a region of 2 units: a volume of 8 + 1 cells repeats every 9 / 8 units.
-    shifted = points + torch.tensor([0.0, 9 / 8, 0.0])
-    first, second = (
-        multiscale_features(volumes, p - 1 + 1 / 8, (16, 16), num_levels=2)
-        for p in (points, shifted)
-    )
-    assert torch.allclose(first, second, atol=1e-4)
-
-
-def test_configuration_and_specification_have_the_same_names():
-    def names(spec):
-        return {f.name for f in fields(spec)}
-
-    assert set(FieldConfig.model_fields) == names(FieldOptions)
-    assert set(InputConfig.model_fields) == names(InputSpec)
-    not_configured = {
-        "c_dim", "cameras", "progressive",
-        "camera_head", "flip_up_kernel", "samples_without_curriculum",  # original checkpoints
-    }  # fmt: skip
-    assert set(GeneratorConfig.model_fields) == names(GeneratorSpec) - not_configured
-    assert ConfiguredMode.__args__ == UPSAMPLE_MODES
-    tree = {**GeneratorConfig().tree(), "cameras": SPEC.to_dict()["cameras"]}
-    published = GeneratorSpec.from_dict(tree)
-    assert replace(published, cameras=CameraPrior()) == GeneratorSpec()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("img_resolution: 96", "96 is not a power of two"),
-        ("{resolution_start: 64, resolution_vol: 32}", "need resolution_start <= resolution_vol"),
-        ("emptiness: white", "emptiness: has an effect only with background: null"),
-        ("{background: null, background_dim: 8}", "background_dim: has an effect only with a"),
-        ("{background: {styled: true}, background_dim: 8}", "a background without styles"),
-        ("{inputs: {kind: volume, num_planes: 8}}", "num_planes: has an effect only with kind"),
-        ("{inputs: {resolution: 4}}", "greater than or equal to 8"),
-        ("{inputs: {kind: multiscale_volume, channels: 30}}", "30 is not a multiple of num_levels"),
-        ("{inputs: {}, foreground: {encoding: none}}", "encoding: has an effect only with"),
-        ("{foreground: {skip: true}, field_num_layers: 1}", "skip needs field_num_layers of 2"),
-        ("rectangle: [300, 256]", "at most img_resolution=256"),
-        ("{img_resolution: 32, kernel_size: 3}", "kernel_size: has an effect only with"),
-        ("upsample_mode: lanczos", "upsample_mode"),
-    ],
-)
-def test_impossible_configurations_are_explained(text, message):
-    with pytest.raises(ConfigError, match=message):
-        GeneratorConfig.from_tree(yaml.safe_load(text))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["generator.grow_field=true"], "discriminator.progressive=false"),
-        (["generator.resolution_vol=256"], "no 2-D blocks to regularise"),
-        (["generator.foreground.normalization=rows"], "needs whole images"),
-        (["generator.architecture=resnet"], "resnet: only the last block has a colour"),
-    ],
-)
-def test_networks_and_losses_that_do_not_fit_are_explained(overrides, message):
-    file = Path(__file__).resolve().parents[2] / "jobs/configs/train_stylenerf/base.yaml"
-    with pytest.raises(ConfigError, match=message):
-        TrainStylenerfConfig.load(file, overrides)
