@@ -53,12 +53,17 @@ def evaluator(directory: Path | None, ranks: Ranks | None = None) -> GeneratorEv
     settings = EvaluationSettings(
         grid_size=3, num_samples=11, batch_size=4, orbit_latents=2, orbit_frames=5
     )
+
+    def key() -> str:
+        assert ranks is None or ranks.rank == 0, "reading all names is work for one rank"
+        return "random"
+
     return GeneratorEvaluator(
         settings,
         directory=directory,
         ranks=ranks,
         features=Pooled(),
-        reals=RealImages(37, read_real, lambda: "random"),
+        reals=RealImages(37, read_real, key),
         identity=Pooled(),
     )
 
