@@ -55,7 +55,10 @@ class WorkerContext(Protocol):
         ...
 
     def settle(self) -> None:
-        """Wait until the saved states are written; raise what went wrong with this rank's."""
+        """Wait until the saved states are written.
+
+        What went wrong with this rank's is raised here, or ends the process as the run's error.
+        """
         ...
 
     def latest(self) -> Path | None:
