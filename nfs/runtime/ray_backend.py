@@ -259,31 +259,25 @@ class RayContext:
         self.settle()
         checkpoint = None
         if self.rank == 0 or write_part is not None:
-            folder = tempfile.TemporaryDirectory(prefix="nfs-state-")
-            checkpoint = Checkpoint.from_directory(folder.name)
+            folder = Path(tempfile.mkdtemp(prefix="nfs-state-"))  # Ray removes it when it is kept
+            checkpoint = Checkpoint.from_directory(folder)
         if write_part is not None:
-            write_part(Path(folder.name))
+            write_part(folder)
 
         def upload(local: Checkpoint, name: str) -> Checkpoint:
             if self.rank == 0:
-                write(Path(folder.name))
-            kept = ray.train.get_context().get_storage().persist_current_checkpoint(local, name)
-            folder.cleanup()  # not before: Ray tries again when the storage asks for it
-            return kept
+                write(folder)  # perhaps twice: Ray tries again when the storage asks for it
+            return ray.train.get_context().get_storage().persist_current_checkpoint(local, name)
 
         ray.train.report(
             dict(metrics),
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
-            delete_local_checkpoint_after_upload=False,
         )
 
     def settle(self) -> None:
-        """Wait until Ray has committed the last state.
-
-        When it could not be written Ray ends this process, with the error as the run's.
-        """
+        """Wait until Ray has the last state; a failed write ends this process, the run's error."""
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
     def latest(self) -> Path | None:
