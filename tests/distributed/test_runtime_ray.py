@@ -106,15 +106,18 @@ def test_own_errors_survive_ray(tmp_path):
 
 @pytest.mark.timeout(240)
 def test_states_are_written_while_the_training_goes_on(tmp_path):
-    launch = LaunchConfig(kind="ray", num_workers=2, max_failures=0)
-
-    def run(**tree):
+    def run(max_failures=0, **tree):
+        launch = LaunchConfig(kind="ray", num_workers=2, max_failures=max_failures)
         (tmp_path / "went-on").unlink(missing_ok=True)
         return run_training(state_worker, tree, launch, tmp_path, NullTracker())
 
     with pytest.raises(NfsError, match="the disk is full"):
         run(fails=True)
-    assert run(text="first") == {"before": [], "text": "", "committed": True}
+    # Killed in the middle of the write; the second attempt finds nothing of it.
+    died = tmp_path / "died"
+    first = run(max_failures=1, text="first", dies=str(died))
+    assert first == {"before": [], "text": "", "committed": True}
+    assert died.exists()
     torn = tmp_path / "states" / "checkpoint_torn"
     torn.mkdir()
     parts = ["part-0", "part-1", "whole"]
