@@ -257,7 +257,8 @@ def test_averages_of_both_networks_resume():
         (SpeedSettings(recompute_field=True), 1e-6),
         (SpeedSettings(channels_last=True), 1e-5),
         (SpeedSettings(precision="bf16"), 3e-2),
-        (SpeedSettings(precision="fp16"), 1e-2),
+        # Processors that calculate in fp16 (AVX512-FP16) also add in it; others pass at 1e-2.
+        (SpeedSettings(precision="fp16"), 2e-2),
     ],
 )
 def test_speed_changes_only_rounding(speed, tolerance):
