@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 RESULTS = Path(__file__).parent / "results"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -54,14 +54,16 @@ class Ratio:
     cpu: float
     wall: float
     target: float | None
-    """Least ratio wanted, by CPU-seconds; None: only reported."""
+    """Least ratio wanted; None: only reported."""
     work: tuple[float, float] = (1.0, 1.0)
     """Units of work (frames, images) in one run of the baseline and of ours."""
+    by: Literal["cpu", "wall"] = "cpu"
+    """Which of the two the target is about."""
 
     @property
     def met(self) -> bool | None:
         """Whether the target is reached."""
-        return None if self.target is None else self.cpu >= self.target
+        return None if self.target is None else getattr(self, self.by) >= self.target
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -97,10 +99,11 @@ class Report:
     Args:
         name: Name of the benchmark: `bench_<name>.py`.
         config: What was measured.
+        gpu: Name of the CUDA device that did the work; the clock then decides.
     """
 
-    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
-        self.name, self.config = name, dict(config)
+    def __init__(self, name: str, config: Mapping[str, Any], gpu: str | None = None) -> None:
+        self.name, self.config, self.gpu = name, dict(config), gpu
         self.timings: dict[str, Timing] = {}
         self.ratios: list[Ratio] = []
         self.checks: dict[str, Any] = {}
@@ -121,7 +124,8 @@ class Report:
         scale = work[1] / work[0]
         cpu = first.cpu_median_s / second.cpu_median_s * scale
         wall = first.wall_median_s / second.wall_median_s * scale
-        found = Ratio(name, baseline, ours, cpu, wall, target, work)
+        by: Literal["cpu", "wall"] = "cpu" if self.gpu is None else "wall"
+        found = Ratio(name, baseline, ours, cpu, wall, target, work, by)
         self.ratios.append(found)
         return found
 
@@ -133,12 +137,18 @@ class Report:
 
     def write(self, out: Path | None) -> Path:
         """Print the table and write the JSON file; returns its path."""
-        path = out or RESULTS / f"{self.name}_{_cpu_slug()}_{datetime.now():%Y-%m-%d}.json"
+        path = out or RESULTS / f"{self.name}_{self._slug()}_{datetime.now():%Y-%m-%d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self._tree(), indent=1) + "\n", encoding="utf-8")
         say(self._table())
         say(f"-> {path}\n")
         return path
+
+    def _slug(self) -> str:
+        words = re.sub(
+            r"\((R|TM)\)|CPU|Processor|@.*", " ", self.gpu or cpu_model(), flags=re.IGNORECASE
+        )
+        return "-".join(re.findall(r"[a-z0-9.]+", words.lower()))
 
     def _tree(self) -> dict[str, Any]:
         return {
@@ -148,6 +158,7 @@ class Report:
             + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
             "machine": {
                 "cpu": cpu_model(),
+                "gpu": self.gpu,
                 "cores": os.cpu_count(),
                 "system": platform.platform(),
                 "load_1min": [self.load_at_start, os.getloadavg()[0]],
@@ -189,13 +200,23 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def arguments(description: str, *extra: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """Parse `--out` and the extra arguments; one thread, no GPU (starts again where needed)."""
+def arguments(
+    description: str, *extra: tuple[str, dict[str, Any]], gpu: bool = False
+) -> argparse.Namespace:
+    """Parse `--out` and the extra arguments; one thread, no GPU (starts again where needed).
+
+    Args:
+        description: Docstring of the benchmark.
+        extra: Name and options of each further argument.
+        gpu: The benchmark is for a CUDA device: leave the environment as it is.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/...")
     for name, options in extra:
         parser.add_argument(name, **options)
     parsed = parser.parse_args()
+    if gpu:
+        return parsed
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.environ.update(ENVIRONMENT)  # libraries read it when they are loaded
         os.execv(sys.executable, [sys.executable, *sys.argv])
@@ -213,11 +234,6 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found.group(1) if found else platform.machine()
-
-
-def _cpu_slug() -> str:
-    words = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", " ", cpu_model(), flags=re.IGNORECASE)
-    return "-".join(re.findall(r"[a-z0-9.]+", words.lower()))
 
 
 def _versions() -> dict[str, str]:

@@ -164,7 +164,9 @@ class PlainGenerator:
         training, near_far = source.training, source.spec.depth_range
         batch, num_rays, _ = rays.directions.shape
         scale = rays.directions.norm(dim=-1, keepdim=True)
-        start = torch.linspace(0, 1, source.spec.num_samples).expand(batch, num_rays, -1)
+        device = scale.device
+        start = torch.linspace(0, 1, source.spec.num_samples, device=device)
+        start = start.expand(batch, num_rays, -1)
         if depths is not None:
             start = depths[0]
         elif training:
@@ -173,7 +175,7 @@ class PlainGenerator:
         with torch.no_grad():
             along = volume.scene_depths(start, near_far)
             weights = volume.ray_weights(sigma, along, scale=scale, last=0.0).weights
-            uniforms = torch.linspace(0, 1, start.shape[-1]).expand_as(start)
+            uniforms = torch.linspace(0, 1, start.shape[-1], device=device).expand_as(start)
             uniforms = torch.rand_like(start) if training else uniforms
             fine = volume.importance_depths(start, weights, uniforms)
         fine = fine if depths is None else depths[1]
@@ -228,7 +230,8 @@ class PlainGenerator:
         spec, field = source.spec, source.background
         batch, num_rays, _ = rays.directions.shape
         samples = spec.num_background_samples
-        depths = torch.linspace(-1, 0, samples).expand(batch, num_rays, -1) * spec.background_start
+        depths = torch.linspace(-1, 0, samples, device=code.device) * spec.background_start
+        depths = depths.expand(batch, num_rays, -1)
         if source.training:
             jitter = draws.background_jitter
             jitter = torch.rand_like(depths) if jitter is None else jitter

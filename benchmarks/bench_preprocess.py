@@ -1,11 +1,13 @@
 """Preprocessing: one clip end to end against a loop that detects in every frame.
 
-`python benchmarks/bench_preprocess.py [--clip talk.mp4] [--ray]`. Without a clip a 720p video of a
-moving portrait is made from a sample photograph. Every loop decodes, finds the face and its 68
-points, cuts the smoothed crop, encodes it and computes the mel; they differ in how the face is
-found: in ours landmarks lead and MTCNN looks every 25 frames; the loops run MTCNN on every frame,
-at its package's settings on the full picture (as the original tools do) or reduced as in ours.
-`--ray` measures 20 clips through Ray Data against the plain loop instead, start-up apart.
+`python benchmarks/bench_preprocess.py [--clip talk.mp4] [--ray | --scaling]`. Without a clip a
+720p video of a moving portrait is made from a sample photograph. Every loop decodes, finds the
+face and its 68 points, cuts the smoothed crop, encodes it and computes the mel; they differ in how
+the face is found: in ours landmarks lead and MTCNN looks every 25 frames; the loops run MTCNN on
+every frame, at its package's settings on the full picture (as the original tools do) or reduced as
+in ours. `--ray` measures 20 clips through Ray Data against the plain loop instead, start-up apart;
+`--scaling` one worker against two by the clock, beside one and two processes without Ray, which is
+what the machine has to give: virtual cores may share a real one.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from _harness import Report, arguments, interleave, say
 
 from nfs.artifacts.units import UnitWork
@@ -95,13 +100,15 @@ def main() -> None:
         __doc__,
         ("--clip", {"type": Path, "help": "video with one clear face"}),
         ("--ray", {"action": "store_true", "help": "20 clips through Ray Data, nothing else"}),
+        ("--scaling", {"action": "store_true", "help": "one worker against two, nothing else"}),
         ("--repeats", {"type": int, "default": 3}),
     )
+    kind = "-ray" if options.ray else "-scaling" if options.scaling else ""
     with tempfile.TemporaryDirectory() as folder:
         clip = options.clip or synthetic_clip(Path(folder))
         info = probe(clip)
         report = Report(
-            "preprocess-ray" if options.ray else "preprocess",
+            f"preprocess{kind}",
             {
                 "clip": clip.name if options.clip else "synthetic",
                 "size": [info.width_px, info.height_px],
@@ -110,6 +117,8 @@ def main() -> None:
         )
         if options.ray:
             time_ray(report, clip, Path(folder))
+        elif options.scaling:
+            time_scaling(report, clip, Path(folder), options.repeats)
         else:
             time_loops(report, clip, options.repeats)
     report.write(options.out)
@@ -204,6 +213,60 @@ def nme_percent(points: Array, wanted: Array) -> float:
     """Return the mean distance of landmarks `[68, 2]` by the distance of the eyes' centres."""
     eyes = np.linalg.norm(wanted[42:48].mean(axis=0) - wanted[36:42].mean(axis=0))
     return float(100 * np.linalg.norm(points - wanted, axis=-1).mean() / eyes)
+
+
+def time_scaling(report: Report, clip: Path, folder: Path, repeats: int) -> None:
+    """Clips per second of one and two Ray Data workers, and of plain processes."""
+    starts = np.linspace(0, max(0.0, TRACKED_S - RAY_CLIP_S), RAY_CLIPS)
+    make: Callable[[], UnitWork] = partial(
+        ClipWork, ClipConfig(device="cpu").tree(), melspectrogram
+    )
+    rates: dict[str, list[float]] = {}
+    for turn in range(repeats):
+        for count in (1, 2):
+            plain = plain_rates(clip, count)
+            rates.setdefault(f"processes, {count}", []).append(sum(plain))
+            name = f"scaling{turn}-{count}"
+            items = [
+                item_of(clip, RAY_CLIP_S, start_s=float(start), key=f"{name}-{index:02d}")
+                for index, start in enumerate(starts)
+            ]
+            times: list[float] = []
+            run_units(
+                items,
+                make,
+                str(folder / name),
+                LaunchConfig(num_workers=count),
+                lambda _, times=times: times.append(time.monotonic()),
+                primary=ClipWork.primary,
+            )
+            warm = 2 * count  # by then every worker has begun
+            rate = (len(times) - warm) / (times[-1] - times[warm - 1])
+            rates.setdefault(f"Ray workers, {count}", []).append(rate)
+            say(f"{count}: Ray {rate:.3f} clips/s, processes {sum(plain):.3f}")
+    report.checks["clips/s"] = {name: [round(r, 3) for r in found] for name, found in rates.items()}
+    middle = {name: float(np.median(found)) for name, found in rates.items()}
+    for who in ("Ray workers", "processes"):
+        ratio = middle[f"{who}, 2"] / middle[f"{who}, 1"]
+        report.checks[f"two {who} over one, wall"] = round(ratio, 2)
+
+
+def plain_rates(clip: Path, count: int) -> list[float]:
+    """Return the clips per second of each of `count` processes that work at the same time."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        begin = time.time() + 20.0  # all have loaded their models by then
+        return list(pool.map(_plain_rate, [clip] * count, [begin] * count))
+
+
+def _plain_rate(clip: Path, begin: float) -> float:
+    torch.set_num_threads(1)
+    work = ClipWork(ClipConfig(device="cpu").tree(), melspectrogram)
+    work(item_of(clip, RAY_CLIP_S))
+    time.sleep(max(0.0, begin - time.time()))
+    start = time.monotonic()
+    for second in np.linspace(0, max(0.0, TRACKED_S - RAY_CLIP_S), RAY_CLIPS):
+        work(item_of(clip, RAY_CLIP_S, start_s=float(second)))
+    return RAY_CLIPS / (time.monotonic() - start)
 
 
 def time_ray(report: Report, clip: Path, folder: Path) -> None:

@@ -65,11 +65,12 @@ def relative(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().max() / second.abs().max())
 
 
-def inputs(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(generator: Generator, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
     """Return latents, cameras and background codes of one batch."""
-    z = torch.randn(BATCH, generator.z_dim)
-    cameras = draw_cameras(generator.spec.cameras, BATCH, device=torch.device("cpu"))
-    return z, cameras, torch.randn(BATCH, generator.background_dim)
+    device = next(generator.parameters()).device
+    z = torch.randn(batch, generator.z_dim, device=device)
+    cameras = draw_cameras(generator.spec.cameras, batch, device=device)
+    return z, cameras, torch.randn(batch, generator.background_dim, device=device)
 
 
 @torch.no_grad()
@@ -213,7 +214,7 @@ class PlainTrainer:
         lr, betas = lazy_adam(settings.discriminator_lr, settings.betas, settings.r1_interval)
         self.D_optimizer = torch.optim.Adam(self.D.parameters(), lr=lr, betas=betas, eps=1e-8)
         lr, betas = lazy_adam(settings.generator_lr, settings.betas, settings.pl_interval)
-        self.pl_mean = torch.zeros(())
+        self.pl_mean = torch.zeros((), device=next(generator.parameters()).device)
         self.G_optimizer = torch.optim.Adam(self.G.parameters(), lr=lr, betas=betas, eps=1e-8)
 
     def step(self, images: Tensor, *, with_pl: bool, with_r1: bool) -> None:
@@ -248,10 +249,10 @@ class PlainTrainer:
         optimizer.step()
 
     def _fakes(self) -> Tensor:
-        return self._render(BATCH)[0]
+        return self._render(self.settings.batch_size)[0]
 
     def _render(self, count: int) -> tuple[Tensor, Tensor]:
-        z, cameras, code = (values[:count] for values in inputs(self.G))
+        z, cameras, code = inputs(self.G, count)
         ws = self.G.mapping(z, update_average=True)
         cutoff = self.G.num_ws
         if float(torch.rand(())) < self.settings.style_mixing_prob:
@@ -262,7 +263,7 @@ class PlainTrainer:
 
     def _path_length(self) -> Tensor:
         settings = self.settings
-        image, ws = self._render(BATCH // settings.pl_batch_shrink)
+        image, ws = self._render(settings.batch_size // settings.pl_batch_shrink)
         lengths = path_lengths(image, ws, torch.randn_like(image))
         mean = self.pl_mean.lerp(lengths.mean(), settings.pl_decay)
         self.pl_mean = mean.detach()
