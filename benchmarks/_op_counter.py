@@ -84,7 +84,8 @@ class OpCounter(TorchDispatchMode):
         """Run and record one operation; views cost nothing."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.is_view or func in (aten.detach.default, aten.empty.memory_format):
+        free = func.is_view or func in (aten.detach.default, aten.empty.memory_format)
+        if free or not _tensors(out):  # questions such as `prim.device` cost nothing either
             return out
         packet = func.overloadpacket
         product = packet in flop_registry

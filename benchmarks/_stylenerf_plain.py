@@ -25,6 +25,7 @@ from nfs.stylenerf.field import PlainLinear, StyleHead, StyleLinear
 from nfs.stylenerf.generator import Generator
 from nfs.stylenerf.layers import EqualConv2d, EqualLinear
 from nfs.stylenerf.rendering import RenderDraws
+from nfs.stylenerf.resampling import filtered
 from nfs.stylenerf.synthesis import SynthesisLayer, ToRgb
 from nfs.stylenerf.upsampling import NearestCatUpsample
 
@@ -46,7 +47,9 @@ def upfirdn(
         x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1))
         x = x.reshape(batch, channels, height * up, width * up)
     x = F.pad(x, (*pad, *pad))
-    x = F.conv2d(x, filter_kernel(x, gain), groups=channels)
+    kernel = filter_kernel(x, gain)
+    # On a GPU the original's extension has its own second derivative, too.
+    x = filtered(x, kernel) if x.is_cuda else F.conv2d(x, kernel, groups=channels)
     return x[:, :, ::down, ::down]
 
 
@@ -141,7 +144,8 @@ class PlainGenerator:
         """Render `ws [B, num_ws, w]` at full resolution."""
         source, draws = self.source, draws or RenderDraws()
         size = source.spec.resolution_vol
-        rays = camera_rays(pixel_grid(size), cam2world, fov_deg=source.spec.fov_deg)
+        grid = pixel_grid(size, device=ws.device)
+        rays = camera_rays(grid, cam2world, fov_deg=source.spec.fov_deg)
         front, passed, used = self._foreground(rays, ws[:, : source.num_field_ws], depths, draws)
         maps = front + passed[..., None] * self._background(rays, code, draws)
         maps = maps.transpose(1, 2).reshape(len(ws), -1, size, size)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import cast
 
 import torch
+import torch._dynamo as dynamo
 from torch import Tensor, nn
 
 from nfs.runtime.context import WorkerContext, no_sync
@@ -124,10 +125,9 @@ def compiled_network(
         module: Network or its DDP wrapper.
         backend: Of `torch.compile`.
     """
-    compiled = torch.compile(  # type: ignore[call-overload] # torch's stub lacks the limit
-        module, backend=backend, recompile_limit=_MAX_GRAPHS
-    )
-    return cast(nn.Module, compiled)
+    # Not `torch.compile(recompile_limit=...)`: torch 2.11 does not know it.
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _MAX_GRAPHS)
+    return cast(nn.Module, torch.compile(module, backend=backend))
 
 
 def block_parameters(blocks: nn.ModuleDict, *, above: int) -> list[nn.Parameter]:

@@ -3,11 +3,14 @@
 Legend: B batch, C/I/O channels, H/W image size, k taps. Formulas: spec/stylenerf.md 2.1.
 
 A filter is `[k]` (separable, applied per axis) or `[k, k]`. Everything is a depthwise convolution
-or its transpose, so it has a double backward and needs no compiled extension.
+or its transpose, so it needs no compiled extension. The two are each other's gradient, which
+`_Filter` says outright: torch's second derivative of a grouped convolution would also work out the
+gradient of the constant filter, channel after channel, with the image as the kernel.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,20 +111,20 @@ def fir_filter(x: Tensor, *, padding: tuple[int, int] = (2, 1), gain: float = 1.
     """Blur `[B, C, H, W]` with [1, 3, 3, 1] per axis; `padding` zeros before and after an axis."""
     before, after = padding
     if before == after:
-        return F.conv2d(x, _fir_kernel(x, gain), padding=before, groups=x.shape[1])
+        return filtered(x, _fir_kernel(x, gain), padding=before)
     x = F.pad(x, (before, after, before, after))
-    return F.conv2d(x, _fir_kernel(x, gain), groups=x.shape[1])
+    return filtered(x, _fir_kernel(x, gain))
 
 
 def fir_upsample(x: Tensor) -> Tensor:
     """Double the size of `[B, C, H, W]` with [1, 3, 3, 1] (gain 4)."""
     kernel = _fir_kernel(x, 4.0)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+    return filtered(x, kernel, stride=(2, 2), padding=1, transposed=True)
 
 
 def fir_downsample(x: Tensor) -> Tensor:
     """Halve the size of `[B, C, H, W]` with [1, 3, 3, 1]."""
-    return F.conv2d(x, _fir_kernel(x, 1.0), stride=2, padding=1, groups=x.shape[1])
+    return filtered(x, _fir_kernel(x, 1.0), stride=(2, 2), padding=1)
 
 
 def conv2d_up(x: Tensor, weight: Tensor) -> Tensor:
@@ -140,6 +143,65 @@ def conv2d_down(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if weight.shape[-1] == 1:
         return F.conv2d(fir_downsample(x), weight, bias)
     return F.conv2d(fir_filter(x, padding=(2, 2)), weight, bias, stride=2)
+
+
+class _Filter(torch.autograd.Function):
+    """Depthwise convolution with a constant, or its transpose; differentiable any number of times.
+
+    Args (of `apply`): x `[B, C, H, W]`, kernel `[C, 1, ky, kx]`, stride (y, x), padding, whether
+    transposed, and the size (H, W) of the result of a transposed one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kernel: Tensor,
+        stride: tuple[int, int],
+        padding: int,
+        transposed: bool,
+        size: tuple[int, int] | None,
+    ) -> Tensor:
+        ctx.save_for_backward(kernel)
+        ctx.arguments = stride, padding, not transposed, (x.shape[2], x.shape[3])
+        channels = x.shape[1]
+        # In a backward pass the types are those of the forward pass, whatever autocast says.
+        with torch.autocast(x.device.type, enabled=False):
+            if not transposed:
+                return F.conv2d(x, kernel, stride=stride, padding=padding, groups=channels)
+            rest = [0, 0]
+            if size is not None:
+                rest = [
+                    size[axis] - (x.shape[2 + axis] - 1) * stride[axis] - k + 2 * padding
+                    for axis, k in enumerate(kernel.shape[2:])
+                ]
+            return F.conv_transpose2d(
+                x, kernel, stride=stride, padding=padding, output_padding=rest, groups=channels
+            )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (kernel,) = ctx.saved_tensors
+        found: Tensor = _Filter.apply(grad, kernel, *ctx.arguments)  # type: ignore[no-untyped-call]
+        return found, None, None, None, None, None
+
+
+def filtered(
+    x: Tensor,
+    kernel: Tensor,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: int = 0,
+    transposed: bool = False,
+) -> Tensor:
+    """Convolve each channel with its constant `kernel [C, 1, ky, kx]`, or apply the transpose."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    result: Tensor = _Filter.apply(  # type: ignore[no-untyped-call]
+        x, kernel.to(x), stride, padding, transposed, None
+    )
+    return result
 
 
 def _fir_kernel(x: Tensor, gain: float) -> Tensor:
@@ -183,9 +245,9 @@ def _convolve(
     if up == (1, 1):
         x = F.pad(x, padding)
         kernel = (taps if flip else taps.flip((0, 1))).expand(channels, 1, height, width)
-        return F.conv2d(x, kernel, stride=down, groups=channels)
+        return filtered(x, kernel, stride=down)
     kernel = (taps.flip((0, 1)) if flip else taps).expand(channels, 1, height, width)
-    x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
+    x = filtered(x, kernel, stride=up, transposed=True)
     # The wanted window of the complete convolution; where it reaches beyond, there is nothing.
     y0, x0 = height - 1 - top, width - 1 - left
     x = F.pad(x, (-x0, x0 + columns - x.shape[3], -y0, y0 + rows - x.shape[2]))
