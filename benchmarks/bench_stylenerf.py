@@ -24,7 +24,7 @@ from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.generator import Generator, RenderOptions
 from nfs.stylenerf.losses import fake_loss, lazy_adam, path_lengths, r1_penalty, real_loss
 from nfs.stylenerf.rendering import RenderDraws
-from nfs.stylenerf.settings import GanSettings
+from nfs.stylenerf.settings import GanSettings, SpeedSettings
 from nfs.stylenerf.spec import DiscriminatorSpec, GeneratorSpec
 from nfs.stylenerf.task import StyleNerfTask
 from nfs.tracking.null import NullTracker
@@ -157,14 +157,7 @@ def time_forward(report: Report, generator: Generator, repeats: int) -> None:
 def time_iteration(
     report: Report, generator: Generator, discriminator: Discriminator, repeats: int
 ) -> None:
-    settings = GanSettings(
-        batch_size=BATCH,
-        ema_kimg=KIMG,
-        r1_interval=R1_INTERVAL,
-        pl_interval=PL_INTERVAL,
-        pl_batch_shrink=PL_SHRINK,
-        path_pixels=0,
-    )
+    settings = gan_settings(BATCH)
     batch = {"image": torch.randint(0, 256, (BATCH, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8)}
     task = StyleNerfTask(copy.deepcopy(generator), copy.deepcopy(discriminator), settings)
     baseline = PlainTrainer(copy.deepcopy(generator), copy.deepcopy(discriminator), settings)
@@ -188,6 +181,19 @@ def time_iteration(
             amortised(most.wall_s, some.wall_median_s, rare.wall_median_s),
             amortised(most.cpu_s, some.cpu_median_s, rare.cpu_median_s),
         )
+
+
+def gan_settings(batch: int, speed: SpeedSettings | None = None) -> GanSettings:
+    """Return the numbers of the training that both sides share."""
+    return GanSettings(
+        batch_size=batch,
+        ema_kimg=KIMG,
+        r1_interval=R1_INTERVAL,
+        pl_interval=PL_INTERVAL,
+        pl_batch_shrink=PL_SHRINK,
+        path_pixels=0,
+        speed=speed or SpeedSettings(),
+    )
 
 
 def amortised(most: list[float], with_pl: float, with_both: float) -> list[float]:

@@ -1,8 +1,8 @@
 """StyleNeRF training on a CUDA device: images/s, memory, time per phase, distance to the floor.
 
 The published networks at 256 pixels. The baseline is the original's order of operations
-(`_stylenerf_plain.py`) in single precision and under autocast; both it and ours use cuDNN's search
-for algorithms. An iteration is G step + D step + 1/4 of a path-length step + 1/16 of an R1 step.
+(`_stylenerf_plain.py`) in single precision and under autocast. An iteration is G step + D step +
+1/4 of a path-length step + 1/16 of an R1 step.
 Floors: counted FLOPs and fused bytes (`scaling_on_paper.py`) at the speeds that a large matrix
 product and a large copy reach on the same device. Needs no Ray and no MLflow.
 """
@@ -21,14 +21,7 @@ from pathlib import Path
 import torch
 from _counted_phases import shares
 from _harness import Report, Timing, arguments, say
-from bench_stylenerf import (
-    KIMG,
-    PL_INTERVAL,
-    PL_SHRINK,
-    R1_INTERVAL,
-    PlainTrainer,
-    amortised,
-)
+from bench_stylenerf import PL_INTERVAL, R1_INTERVAL, PlainTrainer, amortised, gan_settings
 from scaling_on_paper import CONFIGS, counted
 
 from nfs.config.train_stylenerf import TrainStylenerfConfig
@@ -36,7 +29,7 @@ from nfs.runtime.local import LocalContext
 from nfs.stylenerf.builders import build_settings
 from nfs.stylenerf.discriminator import Discriminator
 from nfs.stylenerf.generator import Generator
-from nfs.stylenerf.settings import GanSettings, SpeedSettings
+from nfs.stylenerf.settings import SpeedSettings
 from nfs.stylenerf.spec import DiscriminatorSpec, GeneratorSpec
 from nfs.stylenerf.task import StyleNerfTask
 from nfs.tracking.null import NullTracker
@@ -152,15 +145,7 @@ def stepper(
     speed = CASES[name]
     strict = name == "plain fp32"  # the original allows no TF32
     torch.backends.cudnn.allow_tf32 = not strict
-    settings = GanSettings(
-        batch_size=batch,
-        ema_kimg=KIMG,
-        r1_interval=R1_INTERVAL,
-        pl_interval=PL_INTERVAL,
-        pl_batch_shrink=PL_SHRINK,
-        path_pixels=0,
-        speed=speed or SpeedSettings(),
-    )
+    settings = gan_settings(batch, speed)
     generator = Generator(GeneratorSpec(img_resolution=resolution)).cuda()
     spec = DiscriminatorSpec(img_resolution=resolution, channel_base=0.5, mbstd_group_size=8)
     discriminator = Discriminator(spec).cuda()
